@@ -1,0 +1,84 @@
+"""voidbox-lab: AI agents in hardware-isolated micro-VMs, from a notebook.
+
+    %load_ext voidbox_lab          # cell magics %%voidbox skill | stage, %voidbox run
+
+    from voidbox_lab import Skill, VoidBox
+    VoidBox("analyst", prompt="…", model="anthropic:claude-sonnet-4-5").run()
+
+Names are loaded when first used: the vsock device process and the guest's codec import this package
+and must not pay for the notebook.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from voidbox_lab.api import Run, VoidBox
+    from voidbox_lab.errors import (
+        BoxLost,
+        Cancelled,
+        CommandFailed,
+        LimitExceeded,
+        ProviderError,
+        Unavailable,
+        UserError,
+        VoidboxError,
+    )
+    from voidbox_lab.spec import Model, Policy, Rlimits, Skill
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Run": "voidbox_lab.api",
+    "VoidBox": "voidbox_lab.api",
+    "Model": "voidbox_lab.spec",
+    "Policy": "voidbox_lab.spec",
+    "Rlimits": "voidbox_lab.spec",
+    "Skill": "voidbox_lab.spec",
+    "BoxLost": "voidbox_lab.errors",
+    "Cancelled": "voidbox_lab.errors",
+    "CommandFailed": "voidbox_lab.errors",
+    "LimitExceeded": "voidbox_lab.errors",
+    "ProviderError": "voidbox_lab.errors",
+    "Unavailable": "voidbox_lab.errors",
+    "UserError": "voidbox_lab.errors",
+    "VoidboxError": "voidbox_lab.errors",
+}
+
+__all__ = [
+    "BoxLost",
+    "Cancelled",
+    "CommandFailed",
+    "LimitExceeded",
+    "Model",
+    "Policy",
+    "ProviderError",
+    "Rlimits",
+    "Run",
+    "Skill",
+    "Unavailable",
+    "UserError",
+    "VoidBox",
+    "VoidboxError",
+    "__version__",
+    "load_ipython_extension",
+    "unload_ipython_extension",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Called by ``%load_ext voidbox_lab``."""
+    importlib.import_module("voidbox_lab.magics").load(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """Called by ``%unload_ext voidbox_lab``."""
+    importlib.import_module("voidbox_lab.magics").unload(ipython)

@@ -1,0 +1,112 @@
+"""Where things live and what the environment asks for. Not for anything a run's record must hold.
+
+Three roots, each with one job:
+
+- `cache`: images, package downloads, probe verdicts; may be deleted at any time;
+- `data`: the store of runs and artifacts; precious;
+- `runtime`: sockets and per-box directories; dies with the login session.
+
+`VOIDBOX_HOME` puts all three under one directory (the tests do), except that sockets stay in a short
+path: a UNIX socket's name holds at most 107 bytes (unix(7)).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import platformdirs
+
+from voidbox_lab.errors import UserError
+
+APP = "voidbox-lab"
+AccelChoice = Literal["auto", "kvm", "tcg"]
+VsockChoice = Literal["auto", "kernel", "user"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Resolved settings of this process; build with `Settings.from_env`."""
+
+    cache: Path
+    data: Path
+    runtime: Path
+    libvirt_uri: str | None = None
+    """`VOIDBOX_LIBVIRT_URI`; None means: chosen by situation."""
+    accel: AccelChoice = "auto"
+    """`VOIDBOX_ACCEL`."""
+    vsock: VsockChoice = "auto"
+    """`VOIDBOX_VSOCK`."""
+
+    @classmethod
+    def from_env(cls, env: dict[str, str] | None = None) -> Settings:
+        """Settings from `env` (default: the process environment).
+
+        Raises:
+            UserError: a variable has a value that is not one of its choices.
+        """
+        env = dict(os.environ) if env is None else env
+        home = env.get("VOIDBOX_HOME")
+        if home:
+            root = Path(home).expanduser().absolute()
+            digest = hashlib.sha256(str(root).encode()).hexdigest()[:8]
+            cache, data = root / "cache", root / "data"
+            runtime = _runtime_base(env) / digest
+        else:
+            cache = Path(platformdirs.user_cache_dir(APP))
+            data = Path(platformdirs.user_data_dir(APP))
+            runtime = _runtime_base(env)
+        # One cache may serve many homes: CI and tests share the built image.
+        if env.get("VOIDBOX_CACHE"):
+            cache = Path(env["VOIDBOX_CACHE"]).expanduser().absolute()
+        return cls(
+            cache=cache,
+            data=data,
+            runtime=runtime,
+            libvirt_uri=env.get("VOIDBOX_LIBVIRT_URI") or None,
+            accel=_choice(env, "VOIDBOX_ACCEL", get_args(AccelChoice)),
+            vsock=_choice(env, "VOIDBOX_VSOCK", get_args(VsockChoice)),
+        )
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's UNIX socket."""
+        return self.runtime / "daemon.sock"
+
+    def prepare(self) -> Settings:
+        """Create the roots, private to this user, and return self.
+
+        Raises:
+            UserError: the runtime directory belongs to somebody else or is open to others.
+        """
+        for path in (self.cache, self.data):
+            path.mkdir(parents=True, exist_ok=True)
+        for path in (self.runtime.parent, self.runtime):
+            # A system-provided parent such as /run/user/1000 exists already and is checked all the same.
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = self.runtime.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+            raise UserError(
+                f"The runtime directory {self.runtime} is not a private directory of this user; "
+                "remove it, or set XDG_RUNTIME_DIR to a directory with mode 0700."
+            )
+        return self
+
+
+def _runtime_base(env: dict[str, str]) -> Path:
+    xdg = env.get("XDG_RUNTIME_DIR")
+    if xdg and len(xdg) < 40 and os.access(xdg, os.W_OK):
+        return Path(xdg) / "voidbox"
+    return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp") / f"voidbox-{os.getuid()}"  # noqa: S108 - ownership and mode are checked in prepare()
+
+
+def _choice(env: dict[str, str], name: str, choices: tuple[str, ...]) -> Literal["auto"]:
+    value = env.get(name, "auto")
+    if value not in choices:
+        raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}; set one of them or unset it.")
+    return value  # type: ignore[return-value]  # membership was just checked; each caller has its own Literal

@@ -1,0 +1,162 @@
+"""The events of a run: the one vocabulary of engine, store, daemon, widgets and command line.
+
+An event is `Event(seq, run, at, stage, body)`; the body's ``type`` says what it is. Sequence numbers
+start at 1 and have no gaps within a run, so a reader resumes by the last number it has seen.
+Text in events came out of a guest: renderers escape it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from voidbox_lab.spec.base import Frozen
+from voidbox_lab.spec.model import ModelSource
+from voidbox_lab.spec.run import BoxFacts, RunState, StageState, Tokens, Trouble
+
+MAX_TEXT = 64 * 1024
+"""Longest text in one event, in characters; longer ones are split or cut by the producer, visibly."""
+
+
+class RunChanged(Frozen):
+    """The run entered a state; `trouble` on failure."""
+
+    type: Literal["run"] = "run"
+    state: RunState
+    trouble: Trouble | None = None
+
+
+class StageChanged(Frozen):
+    """A stage entered a state; `trouble` on failure, `output` on success."""
+
+    type: Literal["stage"] = "stage"
+    state: StageState
+    trouble: Trouble | None = None
+    output: str | None = None
+
+
+class BoxBooted(Frozen):
+    """A stage's box is up and handshaken."""
+
+    type: Literal["box"] = "box"
+    facts: BoxFacts
+
+
+class AgentText(Frozen):
+    """A piece of the agent's visible text. Pieces with the same `block` join without a separator."""
+
+    type: Literal["text"] = "text"
+    text: str = Field(max_length=MAX_TEXT)
+    block: int = 0
+
+
+class ToolCall(Frozen):
+    """The agent called a tool."""
+
+    type: Literal["tool_call"] = "tool_call"
+    id: str
+    name: str
+    input: dict[str, Any] = Field(default_factory=dict)
+
+
+class ToolResult(Frozen):
+    """A tool answered."""
+
+    type: Literal["tool_result"] = "tool_result"
+    id: str
+    content: str = Field(max_length=MAX_TEXT)
+    is_error: bool = False
+
+
+class AgentLog(Frozen):
+    """A line of the agent's standard error, or of its standard output where it was not an event."""
+
+    type: Literal["log"] = "log"
+    stream: Literal["stdout", "stderr"] = "stderr"
+    text: str = Field(max_length=MAX_TEXT)
+
+
+class ModelCall(Frozen):
+    """The gateway carried one model request to its end and metered it."""
+
+    type: Literal["model_call"] = "model_call"
+    request: str
+    """The gateway's request id."""
+    model: str
+    source: ModelSource
+    status: int
+    """HTTP status the guest saw; 0 if the connection broke first."""
+    tokens: Tokens = Tokens()
+    cost_usd: float | None = None
+    """None: unpriced."""
+    duration_s: float
+    first_byte_s: float | None = None
+
+
+class TopProcess(Frozen):
+    """One of the busiest processes in the guest."""
+
+    pid: int
+    name: str = Field(max_length=64)
+    cpu: float
+    """Share of one CPU since the sample before, 0 to vCPUs."""
+    rss_kb: int
+
+
+class Telemetry(Frozen):
+    """One sample from the guest's procfs (proc(5))."""
+
+    type: Literal["telemetry"] = "telemetry"
+    cpu: float
+    """Busy share of all vCPUs since the sample before, 0 to 1."""
+    load1: float
+    memory_total_kb: int
+    memory_used_kb: int
+    """MemTotal minus MemAvailable."""
+    disk_total_kb: int
+    disk_used_kb: int
+    disk_read_bytes: int
+    """Since boot; so are the other counters."""
+    disk_write_bytes: int
+    net_rx_bytes: int
+    net_tx_bytes: int
+    processes: int
+    uptime_s: float
+    top: tuple[TopProcess, ...] = Field((), max_length=10)
+
+
+class Notice(Frozen):
+    """Something the user should read that is not a failure."""
+
+    type: Literal["notice"] = "notice"
+    level: Literal["info", "warning"] = "info"
+    message: str
+
+
+Body = Annotated[
+    RunChanged
+    | StageChanged
+    | BoxBooted
+    | AgentText
+    | ToolCall
+    | ToolResult
+    | AgentLog
+    | ModelCall
+    | Telemetry
+    | Notice,
+    Field(discriminator="type"),
+]
+
+BODY: TypeAdapter[Body] = TypeAdapter(Body)
+
+
+class Event(Frozen):
+    """One event of a run."""
+
+    seq: int = Field(ge=1)
+    run: str
+    at: float
+    """UNIX time, seconds."""
+    stage: str | None = None
+    body: Body
