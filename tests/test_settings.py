@@ -1,0 +1,37 @@
+"""Directories: private, short enough for sockets, and told from the environment alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from voidbox_lab.errors import UserError
+from voidbox_lab.settings import Settings
+
+
+def test_a_home_holds_everything_but_sockets(tmp_path: Path) -> None:
+    """However long the home's path, the socket's fits a sockaddr_un."""
+    home = tmp_path / ("long" * 30)
+    settings = Settings.from_env({"VOIDBOX_HOME": str(home)})
+    assert settings.cache.is_relative_to(home)
+    assert settings.data.is_relative_to(home)
+    assert len(str(settings.socket)) < 60
+    assert Settings.from_env({"VOIDBOX_HOME": str(tmp_path)}).runtime != settings.runtime
+
+
+def test_the_runtime_directory_must_be_ours(tmp_path: Path) -> None:
+    """A directory that others may enter is refused, never used."""
+    settings = Settings.from_env({"XDG_RUNTIME_DIR": "/tmp/vb-test-xdg"} | {"VOIDBOX_HOME": str(tmp_path)})
+    assert settings.prepare().runtime.stat().st_mode & 0o777 == 0o700
+    settings.runtime.chmod(0o755)
+    with pytest.raises(UserError, match="not a private directory"):
+        settings.prepare()
+    settings.runtime.rmdir()
+
+
+@pytest.mark.parametrize("name", ["VOIDBOX_ACCEL", "VOIDBOX_VSOCK"])
+def test_a_wrong_choice_is_one_sentence(name: str) -> None:
+    """It names the variable and the choices."""
+    with pytest.raises(UserError, match=f"{name}='fast' is not one of auto, "):
+        Settings.from_env({name: "fast"})
