@@ -1,0 +1,71 @@
+"""Content-addressed files: same bytes once, bounded, verified when read, nothing left by a failure."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
+from voidbox_lab.spec import digest_bytes
+from voidbox_lab.store import Artifacts
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_there_and_back(tmp_path: Path) -> None:
+    artifacts = await Artifacts.open(tmp_path)
+    kept = await artifacts.put(b"hello")
+    assert (kept.digest, kept.size) == (digest_bytes(b"hello"), 5)
+    assert await artifacts.read(kept.digest) == b"hello"
+    assert await artifacts.has(kept.digest)
+    assert await artifacts.put(b"hello") == kept
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 1
+
+
+async def test_a_damaged_file_is_never_handed_out(tmp_path: Path) -> None:
+    artifacts = await Artifacts.open(tmp_path)
+    kept = await artifacts.put(b"hello")
+    path = await artifacts.verified(kept.digest)
+    path.chmod(0o600)
+    path.write_bytes(b"hullo")
+    with pytest.raises(ProviderError, match="damaged") as caught:
+        await artifacts.read(kept.digest)
+    assert caught.value.cause == "artifact-corrupt"
+    await artifacts.put(b"hello")
+    assert await artifacts.read(kept.digest) == b"hello"
+
+
+async def test_too_large_and_broken_uploads_leave_nothing(tmp_path: Path) -> None:
+    artifacts = await Artifacts.open(tmp_path, max_bytes=10)
+
+    async def breaks() -> AsyncIterator[bytes]:
+        yield b"abc"
+        raise RuntimeError("the client went away")
+
+    with pytest.raises(LimitExceeded, match="10 bytes"):
+        await artifacts.put(b"x" * 11)
+    with pytest.raises(RuntimeError):
+        await artifacts.put(breaks())
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+async def test_left_overs_of_a_crash_go_at_the_next_start(tmp_path: Path) -> None:
+    await Artifacts.open(tmp_path)
+    (tmp_path / "tmp" / "half").write_bytes(b"half")
+    await Artifacts.open(tmp_path)
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize(
+    "digest", ["", "sha256:", "../../etc/passwd", "sha256:" + "g" * 64, "sha256:../" + "a" * 61]
+)
+async def test_what_is_no_digest_never_becomes_a_path(tmp_path: Path, digest: str) -> None:
+    with pytest.raises(UserError, match="not an artifact digest"):
+        await (await Artifacts.open(tmp_path)).verified(digest)
+
+
+async def test_an_artifact_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="upload it first"):
+        await (await Artifacts.open(tmp_path)).read(digest_bytes(b"never seen"))

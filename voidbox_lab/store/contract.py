@@ -1,0 +1,70 @@
+"""The contract of a store of runs. Not for how one is kept: see `sqlite`.
+
+Every backend passes the one suite in ``tests/store/conformance.py``. What the contract promises:
+
+- events of a run are numbered 1, 2, 3, … by the store, without gaps, in the order they were appended;
+- `append` is all or nothing, and what it returned survives the death of this process (kill -9);
+- a run's record is the fold (`voidbox_lab.store.fold`) of its events, never anything else;
+- nothing secret is ever given to a store, so nothing here needs hiding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from voidbox_lab.spec import RunRecord, RunSpec
+from voidbox_lab.spec.events import Body, Event
+
+MAX_EVENT_BYTES = 512 * 1024
+"""Largest event body, as UTF-8 JSON."""
+MAX_EVENTS_PER_RUN = 500_000
+"""Most events of a run; changes of state are taken beyond it, so that a run can always end."""
+MAX_SPEC_BYTES = 64 << 20
+"""Largest run spec, as UTF-8 JSON."""
+MAX_PAGE = 5000
+"""Most events or runs in one answer."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An event before the store has numbered it."""
+
+    body: Body
+    stage: str | None
+    at: float
+    """UNIX time, seconds."""
+
+
+class Store(Protocol):
+    """Where runs are kept.
+
+    Errors, for every method: `UserError` for a run that does not exist, `LimitExceeded` for something
+    larger than the bounds above, `ProviderError` (cause ``store``) when the medium fails (disk full,
+    damaged file); then nothing of that call was written.
+    """
+
+    async def create_run(self, run: str, spec: RunSpec, *, at: float) -> RunRecord:
+        """A new run, all stages queued, no events yet. `UserError` if the id is taken."""
+        ...
+
+    async def append(self, run: str, entries: Sequence[Entry]) -> list[Event]:
+        """Number and keep `entries`, fold them into the record; durable when this returns."""
+        ...
+
+    async def get_run(self, run: str) -> RunRecord:
+        """The record as of the last acknowledged event."""
+        ...
+
+    async def list_runs(self, *, limit: int = 100, unfinished: bool = False) -> list[RunRecord]:
+        """Newest first, at most `limit` (capped at `MAX_PAGE`); only those without an end if `unfinished`."""
+        ...
+
+    async def read_events(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        """Events with ``seq > after``, in order, at most `limit` (capped at `MAX_PAGE`)."""
+        ...
+
+    async def aclose(self) -> None:
+        """Finish what is queued and let go of the medium. Closing twice is allowed."""
+        ...

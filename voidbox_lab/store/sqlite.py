@@ -1,0 +1,297 @@
+"""The store in one SQLite file (https://sqlite.org/wal.html).
+
+One thread writes; it takes whatever is queued into one transaction (group commit), so that many
+stages that stream at once cost one commit. Readers have connections of their own and never wait for
+the writer.
+
+Durability: journal_mode=WAL, synchronous=NORMAL. A commit is in the page cache when it returns, so an
+acknowledged event survives the death of this process (kill -9). After a power failure the last
+commits may be missing, but the file is never inconsistent; a run's boxes are gone then as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anyio import to_thread
+
+from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
+from voidbox_lab.spec import RunRecord, RunSpec
+from voidbox_lab.spec.events import BODY, Event, RunChanged, StageChanged
+from voidbox_lab.store import fold
+from voidbox_lab.store.contract import MAX_EVENT_BYTES, MAX_EVENTS_PER_RUN, MAX_PAGE, MAX_SPEC_BYTES, Entry
+from voidbox_lab.store.schema import migrate
+
+T = TypeVar("T")
+Job = tuple[Callable[[sqlite3.Connection], Any], "Future[Any]"]
+BUSY_S = 5.0
+"""How long a statement waits for another process's lock (there should be none)."""
+MAX_QUEUED = 4096
+MAX_READERS = 4
+
+
+class SqliteStore:
+    """A `Store` in the file `path`. Open it with `SqliteStore.open`, close it with `aclose`."""
+
+    def __init__(self, path: Path, *, max_events: int = MAX_EVENTS_PER_RUN) -> None:
+        self.path = path
+        self._max_events = max_events
+        self._jobs: queue.Queue[Job | None] = queue.Queue(MAX_QUEUED)
+        self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._reading = threading.Semaphore(MAX_READERS)
+        # Of the writer thread alone: (record, last seq) of runs that go on. Dropped when a transaction fails.
+        self._live: dict[str, tuple[RunRecord, int]] = {}
+        self._writer: threading.Thread | None = None
+
+    @classmethod
+    async def open(cls, path: Path, *, max_events: int = MAX_EVENTS_PER_RUN) -> SqliteStore:
+        """The store in `path`, created or migrated as needed.
+
+        Raises:
+            UserError: the file was written by a newer release.
+            ProviderError: cause ``store``: not a database, or not readable and writable.
+        """
+        self = cls(path, max_events=max_events)
+        with _mapped(path):
+            connection = await to_thread.run_sync(self._first)
+        self._writer = threading.Thread(
+            target=self._write_loop, args=(connection,), name="voidbox-store", daemon=True
+        )
+        self._writer.start()
+        return self
+
+    async def create_run(self, run: str, spec: RunSpec, *, at: float) -> RunRecord:
+        """See `Store.create_run`."""
+        text = spec.model_dump_json()
+        if len(text.encode()) > MAX_SPEC_BYTES:
+            raise LimitExceeded(
+                f"The run's spec has more than {MAX_SPEC_BYTES} bytes; shorten prompts and skills.",
+                limit="spec",
+                value=MAX_SPEC_BYTES,
+                unit="bytes",
+            )
+        record = fold.new_record(run, spec, at=at)
+        return await self._write(partial(self._create, record=record, spec=text))
+
+    async def append(self, run: str, entries: Sequence[Entry]) -> list[Event]:
+        """See `Store.append`."""
+        if not entries:
+            return []
+        return await self._write(partial(self._append, run=run, rows=[(e, _body(e)) for e in entries]))
+
+    async def get_run(self, run: str) -> RunRecord:
+        """See `Store.get_run`."""
+        sql = "SELECT spec, record FROM runs WHERE id = ?"
+        rows = await self._read(sql, (run,))
+        if not rows:
+            raise _unknown(run)
+        return _record(*rows[0])
+
+    async def list_runs(self, *, limit: int = 100, unfinished: bool = False) -> list[RunRecord]:
+        """See `Store.list_runs`."""
+        only = "WHERE finished_at IS NULL" if unfinished else ""
+        sql = f"SELECT spec, record FROM runs {only} ORDER BY created_at DESC, rowid DESC LIMIT ?"  # noqa: S608 - a constant
+        return [_record(*row) for row in await self._read(sql, (max(0, min(limit, MAX_PAGE)),))]
+
+    async def read_events(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        """See `Store.read_events`."""
+        sql = "SELECT seq, at, stage, body FROM events WHERE run = ? AND seq > ? ORDER BY seq LIMIT ?"
+        rows = await self._read(sql, (run, after, max(0, min(limit, MAX_PAGE))))
+        if not rows and not await self._read("SELECT 1 FROM runs WHERE id = ?", (run,)):
+            raise _unknown(run)
+        return [
+            Event(seq=q, run=run, at=at, stage=stage, body=BODY.validate_json(body)) for q, at, stage, body in rows
+        ]
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        await to_thread.run_sync(self._jobs.put, None)
+        await to_thread.run_sync(writer.join)
+        while not self._readers.empty():
+            self._readers.get_nowait().close()
+
+    # -- the writer's thread --------------------------------------------------------------------
+
+    def _first(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = _connect(self.path)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            migrate(connection, self.path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _write_loop(self, connection: sqlite3.Connection) -> None:
+        closing = False
+        while not closing:
+            batch = [self._jobs.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < 256:
+                    batch.append(self._jobs.get_nowait())
+            closing = None in batch
+            self._transact(connection, [job for job in batch if job is not None])
+        connection.close()
+
+    def _transact(self, connection: sqlite3.Connection, jobs: list[Job]) -> None:
+        """All `jobs` in one transaction; a job that fails is undone alone, a commit that fails undoes all."""
+        jobs = [(work, future) for work, future in jobs if future.set_running_or_notify_cancel()]
+        if not jobs:
+            return
+        done: list[tuple[Future[Any], Any]] = []
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for work, future in jobs:
+                connection.execute("SAVEPOINT job")
+                try:
+                    result = work(connection)
+                except Exception as e:
+                    connection.execute("ROLLBACK TO job")
+                    self._live.clear()
+                    future.set_exception(e)
+                else:
+                    done.append((future, result))
+                connection.execute("RELEASE job")
+            connection.execute("COMMIT")
+        except sqlite3.Error as e:
+            self._live.clear()
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            for _, future in jobs:
+                if not future.done():
+                    future.set_exception(e)
+            return
+        for future, result in done:
+            future.set_result(result)
+
+    def _create(self, connection: sqlite3.Connection, record: RunRecord, spec: str) -> RunRecord:
+        row = (record.id, record.created_at, spec, _dump(record))
+        try:
+            connection.execute("INSERT INTO runs (id, created_at, spec, record) VALUES (?, ?, ?, ?)", row)
+        except sqlite3.IntegrityError:
+            raise UserError(f"There is a run {record.id} already; give the new one another id.") from None
+        self._live[record.id] = (record, 0)
+        return record
+
+    def _append(self, connection: sqlite3.Connection, run: str, rows: list[tuple[Entry, str]]) -> list[Event]:
+        before, last = self._live.get(run) or self._load(connection, run)
+        record, events = before, []
+        for seq, (entry, _) in enumerate(rows, start=last + 1):
+            if seq > self._max_events and not isinstance(entry.body, RunChanged | StageChanged):
+                raise LimitExceeded(
+                    f"The run {run} has {self._max_events} events, the most a run may have.",
+                    limit="events",
+                    value=self._max_events,
+                    unit="events",
+                )
+            # Bodies are frozen models already; validating them again would cost more than the insert.
+            event = Event.model_construct(seq=seq, run=run, at=entry.at, stage=entry.stage, body=entry.body)
+            record = fold.apply(record, event)
+            events.append(event)
+        connection.executemany(
+            "INSERT INTO events (run, seq, at, stage, body) VALUES (?, ?, ?, ?, ?)",
+            [(run, e.seq, e.at, e.stage, body) for e, (_, body) in zip(events, rows, strict=True)],
+        )
+        if record is not before:
+            connection.execute(
+                "UPDATE runs SET record = ?, finished_at = ? WHERE id = ?",
+                (_dump(record), record.finished_at, run),
+            )
+        if record.finished_at is None:
+            self._live[run] = (record, events[-1].seq)
+        else:
+            self._live.pop(run, None)
+        return events
+
+    def _load(self, connection: sqlite3.Connection, run: str) -> tuple[RunRecord, int]:
+        row = connection.execute("SELECT spec, record FROM runs WHERE id = ?", (run,)).fetchone()
+        if row is None:
+            raise _unknown(run)
+        last = connection.execute("SELECT max(seq) FROM events WHERE run = ?", (run,)).fetchone()[0]
+        return _record(*row), last or 0
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._writer is None:
+            raise ProviderError(f"The store {self.path} is closed.", cause="store")
+        future: Future[T] = Future()
+        try:
+            self._jobs.put_nowait((work, future))
+        except queue.Full:
+            raise ProviderError(f"The store {self.path} has {MAX_QUEUED} writes waiting.", cause="store") from None
+        with _mapped(self.path):
+            return await asyncio.wrap_future(future)
+
+    # -- readers --------------------------------------------------------------------------------
+
+    async def _read(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        if self._writer is None:
+            raise ProviderError(f"The store {self.path} is closed.", cause="store")
+        with _mapped(self.path):
+            return await to_thread.run_sync(self._query, sql, values)
+
+    def _query(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with self._reading:
+            try:
+                connection = self._readers.get_nowait()
+            except queue.Empty:
+                connection = _connect(self.path)
+                connection.execute("PRAGMA query_only = 1")
+            try:
+                return connection.execute(sql, values).fetchall()
+            finally:
+                self._readers.put(connection)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Autocommit: transactions are written out. Each connection is used by one thread at a time.
+    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as e:
+        raise ProviderError(
+            f"The store {path} failed ({e}); check the disk's space and the file's permissions.", cause="store"
+        ) from e
+
+
+def _body(entry: Entry) -> str:
+    text = entry.body.model_dump_json()
+    if len(text.encode()) > MAX_EVENT_BYTES:
+        raise LimitExceeded(
+            f"An event of type {entry.body.type!r} has more than {MAX_EVENT_BYTES} bytes.",
+            limit="event",
+            value=MAX_EVENT_BYTES,
+            unit="bytes",
+        )
+    return text
+
+
+def _dump(record: RunRecord) -> str:
+    # The spec has a column of its own: it may be large, never changes, and a record is written often.
+    return record.model_dump_json(exclude={"spec"})
+
+
+def _record(spec: str, record: str) -> RunRecord:
+    # Both are JSON objects; joined as text, so that each is parsed once.
+    return RunRecord.model_validate_json(f'{{"spec":{spec},{record[1:]}')
+
+
+def _unknown(run: str) -> UserError:
+    return UserError(f"There is no run {run[:80]!r}; list the runs to see which there are.", cause="unknown-run")
