@@ -1,0 +1,176 @@
+"""The options of ``%voidbox`` and ``%%voidbox``: one parser per subcommand, errors of one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from voidbox_lab.errors import UserError
+from voidbox_lab.spec import MIN_MEMORY_MB
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises `UserError` and never prints or exits."""
+
+    def __init__(self, prog: str, description: str, *, rest: bool = False) -> None:
+        super().__init__(prog=prog, description=description, add_help=False, allow_abbrev=False)
+        self.add_argument("-h", "--help", action="store_true", help="show this text")
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse words it, as one sentence."""
+        raise UserError(f"{self.prog}: {message[:1].lower()}{message[1:].rstrip('.')}; see '{self.prog} --help'.")
+
+    def read(self, line: str) -> argparse.Namespace:
+        """The options in `line`, split as a shell would.
+
+        Raises:
+            UserError: an unknown or ill-formed option, or a quotation mark without its partner.
+        """
+        try:
+            words = shlex.split(line)
+        except ValueError as e:
+            raise UserError(f"{self.prog}: a quotation mark has no partner; quote values like \"this one\".") from e
+        self._check_options(words)
+        if "-h" in words or "--help" in words:
+            return argparse.Namespace(help=True)
+        return self.parse_intermixed_args(words)
+
+    @property
+    def options(self) -> dict[str, argparse.Action]:
+        """Long option strings and their actions."""
+        return {o: a for a in self._actions for o in a.option_strings if o.startswith("--")}
+
+    def _check_options(self, words: list[str]) -> None:
+        known = self.options
+        for word in words:
+            name = word.split("=", 1)[0]
+            if name == "--":
+                return
+            if name.startswith("--") and name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(known)}."
+                raise UserError(f"{self.prog} has no option {name!r}; {hint}")
+
+
+def _whole(low: int, high: int, unit: str, why: str = "") -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {unit}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high} {unit}{why}")
+        return value
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not 0 < value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 86400 seconds")
+    return value
+
+
+MEMORY = _whole(MIN_MEMORY_MB, 1 << 20, "MB", "; less than that does not hold the guest's kernel and agent")
+
+
+def skill_parser() -> Parser:
+    """``%%voidbox skill``."""
+    p = Parser("%%voidbox skill", "Declare a skill; the cell's text is its SKILL.md, front matter optional.")
+    p.add_argument("name", nargs="?", help="name; may stand in the front matter instead")
+    p.add_argument("--description", help="one line for the agent: when to use the skill")
+    return p
+
+
+def stage_parser() -> Parser:
+    """``%%voidbox stage``."""
+    p = Parser("%%voidbox stage", "Declare a stage: an agent in a box of its own; the cell's text is its prompt.")
+    p.add_argument("name", help="name of the stage")
+    p.add_argument("--model", required=True, help="PROVIDER:NAME, e.g. anthropic:claude-sonnet-4-5, scripted:quickstart")
+    p.add_argument("--skill", action="append", default=[], metavar="NAME", help="a declared skill; repeat for more")
+    p.add_argument("--agent", default="lab-agent", metavar="NAME", help="the agent program (default: lab-agent)")
+    p.add_argument("--memory", type=MEMORY, default=512, metavar="MB", help="the box's memory (default: 512)")
+    p.add_argument("--vcpus", type=_whole(1, 64, "vCPUs"), default=1, metavar="N", help="its CPUs (default: 1)")
+    p.add_argument("--timeout", type=_seconds, default=300, metavar="S", help="seconds for the agent (default: 300)")
+    p.add_argument(
+        "--allow-command", action="append", metavar="PROGRAM",
+        help="a program the agent may execute, and no other; repeat for more (default: all of the image's)",
+    )  # fmt: skip
+    return p
+
+
+def run_parser() -> Parser:
+    """``%voidbox run``."""
+    p = Parser("%voidbox run", "Run stages and show them here: 'a', 'a b' side by side, 'a | [b, c] | d' as a pipeline.")
+    p.add_argument("stages", nargs="+", metavar="STAGE", help="declared stages")
+    p.add_argument("--input", action="append", default=[], metavar="FILE", help="goes into /workspace/input; repeat")
+    p.add_argument("--timeout", type=_seconds, metavar="S", help="seconds per stage, instead of what each declares")
+    p.add_argument("--quiet", action="store_true", help="show nothing, only return the run")
+    p.add_argument("--allow-failure", action="store_true", help="return a run that failed instead of raising")
+    return p
+
+
+def runs_parser() -> Parser:
+    """``%voidbox runs``."""
+    p = Parser("%voidbox runs", "The latest runs of all notebooks, as a data frame.")
+    p.add_argument("--limit", type=_whole(1, 1000, "runs"), default=20, metavar="N", help="how many (default: 20)")
+    return p
+
+
+def attach_parser() -> Parser:
+    """``%voidbox attach``."""
+    p = Parser("%voidbox attach", "Show a run here, from its first event on; returns it when it has ended.")
+    p.add_argument("run", help="id of the run")
+    p.add_argument("--quiet", action="store_true", help="show nothing, only return the run")
+    p.add_argument("--allow-failure", action="store_true", help="return a run that failed instead of raising")
+    return p
+
+
+def cancel_parser() -> Parser:
+    """``%voidbox cancel``."""
+    p = Parser("%voidbox cancel", "Cancel a run.")
+    p.add_argument("run", help="id of the run")
+    return p
+
+
+def list_parser(what: str) -> Callable[[], Parser]:
+    """``%voidbox skills`` and ``%voidbox stages``."""
+    return lambda: Parser(f"%voidbox {what}", f"The {what} declared in this notebook, as a data frame.")
+
+
+CELL: dict[str, Callable[[], Parser]] = {"skill": skill_parser, "stage": stage_parser}
+"""Subcommands of ``%%voidbox``."""
+LINE: dict[str, Callable[[], Parser]] = {
+    "run": run_parser,
+    "attach": attach_parser,
+    "cancel": cancel_parser,
+    "runs": runs_parser,
+    "skills": list_parser("skills"),
+    "stages": list_parser("stages"),
+}
+"""Subcommands of ``%voidbox``."""
+
+
+def subcommand(magic: str, line: str, known: dict[str, Any]) -> tuple[str, str]:
+    """The first word of `line`, which must be in `known`, and the rest.
+
+    Raises:
+        UserError: another word.
+    """
+    word, _, rest = line.strip().partition(" ")
+    if word in known:
+        return word, rest
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    other, where = (LINE, "%voidbox") if known is CELL else (CELL, "%%voidbox")
+    if word in other:
+        shape = "a line" if where == "%voidbox" else "a cell"
+        raise UserError(f"'{word}' is {shape} magic; write '{where} {word} …'.")
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+    raise UserError(f"{magic} has no subcommand {word!r}; {hint}")

@@ -1,0 +1,226 @@
+"""The magics themselves: ``%%voidbox skill | stage`` declare, ``%voidbox run | attach | …`` act.
+
+Declaring and listing what is declared happen at once; whatever asks the daemon returns a coroutine, which
+`transform.AwaitMagic` has the cell await.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+
+from voidbox_lab.client import AsyncClient
+from voidbox_lab.errors import Cancelled, UserError, VoidboxError
+from voidbox_lab.magics import pipeline
+from voidbox_lab.magics.arguments import CELL, LINE, Parser, subcommand
+from voidbox_lab.magics.registry import Registry, StageDeclaration, unknown
+from voidbox_lab.magics.sentence import failure, shown_as_sentence
+from voidbox_lab.spec import Model, Policy, RunRecord, Skill, validated
+from voidbox_lab.widgets.display import choose, in_kernel
+from voidbox_lab.widgets.follow import follow
+
+WAITING = frozenset({"run", "attach", "cancel", "runs"})
+"""Subcommands that return a coroutine."""
+
+
+@magics_class
+class VoidboxMagics(Magics):  # type: ignore[misc]
+    """``%voidbox`` and ``%%voidbox`` of one shell."""
+
+    def __init__(self, shell: Any, registry: Registry) -> None:
+        super().__init__(shell)
+        self.registry = registry
+        self.started: list[str] = []
+        """Ids of the runs of this shell, for completion."""
+
+    @no_var_expand  # a prompt may hold braces and dollar signs
+    @line_cell_magic
+    def voidbox(self, line: str, cell: str | None = None) -> Any:
+        """Run AI agents in micro-VMs: %%voidbox skill | stage, %voidbox run | attach | cancel | runs | skills | stages.
+
+        Each has --help.
+        """
+        try:
+            return self._dispatch(line, cell)
+        except VoidboxError as e:
+            error = e
+        raise shown_as_sentence(error)
+
+    def _dispatch(self, line: str, cell: str | None) -> Any:
+        magic, known = ("%voidbox", LINE) if cell is None else ("%%voidbox", CELL)
+        if not line.strip():
+            self._overview()
+            return None
+        name, rest = subcommand(magic, line, known)
+        if name in WAITING:
+            # Options are read inside the coroutine: an error must surface where it is awaited.
+            return self._awaited(lambda: self._wait(name, known[name](), rest))
+        options = self._read(known[name](), rest)
+        return None if options is None else getattr(self, f"_{name}")(options, cell)
+
+    def _read(self, parser: Parser, line: str) -> argparse.Namespace | None:
+        options = parser.read(line)
+        if options.help:
+            print(parser.format_help())  # noqa: T201 - this is the shell's output
+            return None
+        return options
+
+    async def _wait(self, name: str, parser: Parser, line: str) -> Any:
+        options = self._read(parser, line)
+        return None if options is None else await getattr(self, f"_{name}")(options)
+
+    async def _awaited(self, start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        error: VoidboxError
+        try:
+            with _interruptible(self.shell):
+                return await start()
+        except VoidboxError as e:
+            error = e
+        except asyncio.CancelledError:
+            error = Cancelled("The cell was stopped.", cause="interrupted")
+        raise shown_as_sentence(error)
+
+    def _overview(self) -> None:
+        for magic, known in (("%%voidbox", CELL), ("%voidbox", LINE)):
+            for name, parser in known.items():
+                print(f"{magic} {name:8} {parser().description}")  # noqa: T201
+
+    # Declarations
+
+    def _skill(self, options: argparse.Namespace, cell: str) -> None:
+        self.registry.declare_skill(
+            Skill.from_markdown(cell, name=options.name, description=options.description)
+        )
+
+    def _stage(self, options: argparse.Namespace, cell: str) -> None:
+        if not cell.strip():
+            raise UserError(f"The stage {options.name!r} has no prompt; write it in the cell, below the options.")
+        self.registry.declare_stage(
+            StageDeclaration(
+                name=options.name,
+                prompt=cell.strip() + "\n",
+                skills=tuple(options.skill),
+                model=Model.parse(options.model),
+                agent=options.agent,
+                memory_mb=options.memory,
+                vcpus=options.vcpus,
+                timeout_s=options.timeout,
+                policy=validated(Policy, commands=tuple(options.allow_command) if options.allow_command else None),
+            )
+        )
+
+    def _skills(self, _options: argparse.Namespace, _cell: None) -> Any:
+        rows = [(s.name, s.description, len(s.body)) for s in self.registry.skills.values()]
+        return _frame(rows, ["skill", "description", "characters"])
+
+    def _stages(self, _options: argparse.Namespace, _cell: None) -> Any:
+        rows = [
+            (s.name, str(s.model), ", ".join(s.skills), s.agent, s.memory_mb, s.vcpus, s.timeout_s)
+            for s in self.registry.stages.values()
+        ]
+        return _frame(rows, ["stage", "model", "skills", "agent", "memory_mb", "vcpus", "timeout_s"])
+
+    # What asks the daemon
+
+    async def _run(self, options: argparse.Namespace) -> Any:
+        order = pipeline.groups(" ".join(options.stages))
+        paths = input_files(options.input)
+        # Everything that can be wrong here is found before a daemon is started or a byte is copied.
+        boxes = {n: self.registry.stage(n, timeout_s=options.timeout) for group in order for n in group}
+        pipeline.build(order, boxes.__getitem__, {})
+        async with AsyncClient() as client:
+            inputs = {name: await client.upload(path) for name, path in paths.items()}
+            record = await client.submit(pipeline.build(order, boxes.__getitem__, inputs))
+            self.started.append(record.id)
+            return await self._show(client, record, options, owner=True)
+
+    async def _attach(self, options: argparse.Namespace) -> Any:
+        async with AsyncClient() as client:
+            return await self._show(client, await client.run(options.run), options, owner=False)
+
+    async def _show(self, client: AsyncClient, record: RunRecord, options: argparse.Namespace, *, owner: bool) -> Any:
+        surface = choose(quiet=options.quiet, shell=self.shell)
+        final = await follow(client, record, surface, owner=owner)
+        error = failure(final)
+        if error is not None and not options.allow_failure:
+            raise error
+        return as_run(final)
+
+    async def _cancel(self, options: argparse.Namespace) -> None:
+        async with AsyncClient() as client:
+            await client.cancel(options.run)
+
+    async def _runs(self, options: argparse.Namespace) -> Any:
+        async with AsyncClient() as client:
+            records = await client.runs(limit=options.limit)
+        rows = [
+            (r.id, r.state, ", ".join(r.stages), r.created_at, r.finished_at and r.finished_at - r.created_at)
+            for r in records
+        ]
+        frame = _frame(rows, ["run", "state", "stages", "created", "seconds"])
+        import pandas as pd
+
+        frame["created"] = pd.to_datetime(frame["created"], unit="s", utc=True).dt.floor("s")
+        return frame
+
+
+def as_run(record: RunRecord) -> Any:
+    """The record as the Python API's object."""
+    from voidbox_lab.api import Run
+
+    return Run(record)
+
+
+def input_files(options: list[str]) -> dict[str, Path]:
+    """File names in the box and the files they come from.
+
+    Raises:
+        UserError: a file that is missing or unreadable, a directory, or two files of one name.
+    """
+    found: dict[str, Path] = {}
+    for option in options:
+        path = Path(option).expanduser()
+        if path.is_dir():
+            raise UserError(f"The input {option!r} is a directory; name its files one by one.")
+        if not path.is_file():
+            near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+            where = path.parent.absolute()
+            raise UserError(unknown("input file", path.name, near[:1000], "Check the path", f" in {where}"))
+        if path.name in found:
+            raise UserError(f"Two inputs are named {path.name!r}; rename one, they share a directory in the box.")
+        found[path.name] = path
+    return found
+
+
+@contextmanager
+def _interruptible(shell: Any) -> Iterator[None]:
+    """Ctrl-C cancels the awaiting task in a terminal's loop, as ipykernel does by itself in a notebook.
+
+    Without it KeyboardInterrupt would leave the loop from wherever it was, and the task hanging in it.
+    """
+    task = asyncio.current_task()
+    if task is None or in_kernel(shell) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = signal.getsignal(signal.SIGINT)
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
+
+
+def _frame(rows: list[tuple[Any, ...]], columns: list[str]) -> Any:
+    import pandas as pd  # 0.5 s that %load_ext should not cost
+
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,193 @@
+"""Where a run is shown: a notebook's output, frozen when the run ends, or plain lines on a terminal.
+
+A surface is opened with a state, shown newer ones, and closed with the last. `pump` runs beside
+that, in the same task group: it paces what goes to a browser and waits for its Cancel button.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import anyio
+from IPython.display import display, update_display
+
+from voidbox_lab.errors import UserError
+from voidbox_lab.widgets import plain, static_html
+from voidbox_lab.widgets.run_view import RunView
+from voidbox_lab.widgets.view_state import ViewState
+
+RUN_MIME = "application/vnd.voidbox.run+json"
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
+FLUSH_S = 0.1
+"""Least time between two messages to the browser."""
+BYTES_PER_S = 400_000
+"""jupyter_server drops output above 1 MB/s per kernel; a few views must fit."""
+
+Cancel = Callable[[], Awaitable[None]]
+
+
+class Surface(Protocol):
+    """Shows one run."""
+
+    def open(self, state: ViewState) -> None:
+        """Before the first event."""
+
+    def show(self, state: ViewState) -> None:
+        """After each event; cheap."""
+
+    def close(self, state: ViewState) -> None:
+        """The last state; nothing is shown after it."""
+
+    async def pump(self, cancel: Cancel) -> None:
+        """Runs until its scope is cancelled; awaits `cancel` once if the user asks for it."""
+
+
+class PlainSurface:
+    """Lines, written as things happen."""
+
+    def __init__(self, write: Callable[[str], object] | None = None) -> None:
+        self._write = write or (lambda line: print(line, flush=True))  # noqa: T201 - the surface of a terminal
+        self._seen: ViewState | None = None
+
+    def open(self, state: ViewState) -> None:
+        """Name the run and its stages."""
+        self.show(state)
+
+    def show(self, state: ViewState) -> None:
+        """Write what changed."""
+        for line in plain.lines(self._seen, state):
+            self._write(line)
+        self._seen = state
+
+    def close(self, state: ViewState) -> None:
+        """Write what changed last."""
+        self.show(state)
+
+    async def pump(self, cancel: Cancel) -> None:
+        """Nothing to pace: Ctrl-C cancels."""
+        await anyio.sleep_forever()
+
+
+class QuietSurface:
+    """Shows nothing."""
+
+    def open(self, state: ViewState) -> None:
+        """Nothing."""
+
+    def show(self, state: ViewState) -> None:
+        """Nothing."""
+
+    def close(self, state: ViewState) -> None:
+        """Nothing."""
+
+    async def pump(self, cancel: Cancel) -> None:
+        """Nothing."""
+        await anyio.sleep_forever()
+
+
+class NotebookSurface:
+    """One output with every form of the view; the live one leaves it when the run ends.
+
+    A front end takes the richest form it knows: the widget, else HTML, else text. After `close`
+    the same output holds HTML and text alone, and so does the saved notebook.
+    """
+
+    def __init__(self, *, live: bool = True) -> None:
+        self._live = live
+        self._widget: RunView | None = None
+        self._cancel = anyio.Event()
+        self._display_id = ""
+
+    def open(self, state: ViewState) -> None:
+        """Put the output into the cell."""
+        data = bundle(state)
+        if self._live:
+            self._widget = RunView(state, on_cancel=self._cancel.set)
+            data[WIDGET_MIME] = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+        self._display_id = f"voidbox-{state.run}-{os.urandom(4).hex()}"
+        display(data, raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
+
+    def show(self, state: ViewState) -> None:
+        """Keep the state for the next flush."""
+        if self._widget is not None:
+            self._widget.show(state)
+
+    def close(self, state: ViewState) -> None:
+        """Freeze: replace the output by its static forms and forget the widget."""
+        update_display(bundle(state), raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
+        if self._widget is not None:
+            self._widget.close()
+            self._widget = None
+
+    async def pump(self, cancel: Cancel) -> None:
+        """Flush at most ten times a second, more slowly the more there is to send."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._flush)
+            await self._cancel.wait()
+            await cancel()
+
+    async def _flush(self) -> None:
+        while True:
+            sent = self._widget.flush() if self._widget is not None else 0
+            await anyio.sleep(max(FLUSH_S, sent / BYTES_PER_S))
+
+
+def bundle(state: ViewState) -> dict[str, Any]:
+    """The frozen view as a MIME bundle: HTML, text and data."""
+    return {"text/html": static_html.render(state), "text/plain": plain.summary(state), RUN_MIME: facts(state)}
+
+
+def facts(state: ViewState) -> dict[str, Any]:
+    """What programs read from a saved notebook: states, labels and figures, without the transcript."""
+    stages = {
+        s.name: {
+            "state": s.state,
+            "isolation": s.box.isolation if s.box else None,
+            "model": s.model,
+            "model_source": s.model_source,
+            "tokens": s.tokens.total,
+            "cost_usd": s.cost_usd if s.turns and _finite(s.cost_usd) else None,
+            "duration_s": s.finished_at - s.started_at if s.finished_at and s.started_at else None,
+            "trouble": s.trouble.model_dump(mode="json") if s.trouble else None,
+            "output": s.output.text if s.output is not None else None,
+        }
+        for s in state.stages.values()
+    }
+    return {"version": 1, "run": state.run, "state": state.state, "stages": stages}
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def choose(*, quiet: bool = False, shell: Any = None) -> Surface:
+    """The surface that fits: a notebook's output in a kernel, lines elsewhere, nothing if `quiet`.
+
+    `VOIDBOX_VIEW` overrides: ``widget``, ``html`` (no live view: for front ends
+    without widgets) or ``plain``.
+
+    Raises:
+        UserError: `VOIDBOX_VIEW` is something else.
+    """
+    wanted = os.environ.get("VOIDBOX_VIEW", "auto")
+    if wanted not in {"auto", "widget", "html", "plain"}:
+        raise UserError(
+            f"VOIDBOX_VIEW={wanted!r} is not one of auto, widget, html, plain; set one of them or unset it."
+        )
+    if quiet:
+        return QuietSurface()
+    if wanted == "plain" or (wanted == "auto" and not in_kernel(shell)):
+        return PlainSurface()
+    return NotebookSurface(live=wanted != "html")
+
+
+def in_kernel(shell: Any = None) -> bool:
+    """Whether this process is a Jupyter kernel with a front end that shows rich output."""
+    if shell is None:
+        ipython = sys.modules.get("IPython")
+        shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None

@@ -1,0 +1,119 @@
+"""Follows a run from its first event to its end and keeps a surface up to date.
+
+The awaiting side of a cell: its cancellation (the stop button, Ctrl-C) cancels the run. Whether a run
+that did not succeed is an error is for the caller to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Protocol
+
+import anyio
+
+from voidbox_lab.errors import Cancelled, VoidboxError
+from voidbox_lab.spec.events import Event
+from voidbox_lab.spec.run import RunRecord
+from voidbox_lab.widgets.display import Surface
+from voidbox_lab.widgets.view_state import ViewState, begin, fold, interrupted, settle
+
+STOP_S = 1.5
+"""How long a stopped cell waits for the run's own end before it freezes the view without it."""
+
+
+class Client(Protocol):
+    """What following needs of `voidbox_lab.client.AsyncClient`."""
+
+    def events(self, run_id: str, after: int = 0) -> AsyncIterator[Event]:
+        """All events after number `after`, until the run has ended."""
+
+    async def cancel(self, run_id: str) -> object:
+        """Ask for the run's end."""
+
+    async def run(self, run_id: str) -> RunRecord:
+        """The run's record now."""
+
+
+async def follow(client: Client, record: RunRecord, surface: Surface, *, owner: bool = True) -> RunRecord:
+    """Show the run `record` on `surface` until it ends; returns its final record.
+
+    The `owner` of a run takes it along when its cell is stopped; a mere onlooker only stops looking.
+
+    Raises:
+        Cancelled: this coroutine was cancelled, and so was the run if this was its owner.
+        VoidboxError: the daemon was lost; what was seen stays shown.
+    """
+    tracker = _Tracker(client, record, surface)
+    surface.open(tracker.state)
+    try:
+        final = await tracker.to_the_end()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+        if not owner:
+            surface.close(tracker.state)
+            raise Cancelled(f"Stopped watching the run {record.id}, which goes on.", cause="detached") from None
+        ended = await tracker.stop()
+        if ended is None:
+            message = (
+                f"The run {record.id} was asked to stop and had not ended after {STOP_S} s; it ends by itself."
+            )
+            surface.close(interrupted(tracker.state, message, time.time()))
+        else:
+            surface.close(settle(tracker.state, ended))
+        raise Cancelled(f"The run {record.id} was cancelled from this cell.", cause="interrupted") from None
+    except VoidboxError:
+        surface.close(tracker.state)
+        raise
+    surface.close(settle(tracker.state, final))
+    return final
+
+
+class _Tracker:
+    def __init__(self, client: Client, record: RunRecord, surface: Surface) -> None:
+        self.client, self.run, self.surface = client, record.id, surface
+        self.state: ViewState = begin(record)
+
+    async def to_the_end(self) -> RunRecord:
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.surface.pump, self._cancel)
+                await self._watch()
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as group_error:
+            # One of our errors says it best; a bug of ours must not hide behind it.
+            ours, others = group_error.split(VoidboxError)
+            if others is not None or ours is None:
+                raise
+            raise _first(ours) from None
+        return await self.client.run(self.run)
+
+    async def _watch(self) -> None:
+        async for event in self.client.events(self.run, after=self.state.last_seq):
+            self.state = fold(self.state, event)
+            self.surface.show(self.state)
+            if self.state.over:
+                return
+
+    async def _cancel(self) -> None:
+        await self.client.cancel(self.run)
+
+    async def stop(self) -> RunRecord | None:
+        """Cancel the run and wait for its end, `STOP_S` at most; None if that was not enough."""
+        with anyio.move_on_after(STOP_S, shield=True), suppress(VoidboxError):
+            await self.client.cancel(self.run)
+            await self._watch()
+            return await self.client.run(self.run)
+        return None
+
+
+def _first(group: BaseExceptionGroup[VoidboxError]) -> VoidboxError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, VoidboxError)
+    return error

@@ -1,0 +1,83 @@
+"""A run as plain lines, for terminals and logs: what changed from one view state to the next.
+
+No colours and no cursor movement, so the lines read the same in a pipe. Not a terminal UI.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from voidbox_lab.widgets.present import cost, count, seconds, tokens
+from voidbox_lab.widgets.text import one_line
+from voidbox_lab.widgets.view_state import Entry, StageView, ViewState
+
+WIDTH = 100
+"""Longest line for tool calls and notices, in characters; answers keep their own lines."""
+
+
+def lines(old: ViewState | None, new: ViewState) -> Iterator[str]:
+    """One line per change worth one: stage states, tool calls, warnings, answers, the end."""
+    if old is None:
+        names = ", ".join(new.stages)
+        yield f"run {new.run}: {names}"
+    for name, stage in new.stages.items():
+        before = old.stages.get(name) if old else None
+        if before is not stage:
+            yield from _stage_lines(before, stage)
+    known = len(old.notices) if old else 0
+    if old is None or old.notices is not new.notices:
+        yield from new.notices[known if len(new.notices) > known else -1 :]
+    if new.over and not (old and old.over):
+        yield _end(new)
+
+
+def _stage_lines(old: StageView | None, new: StageView) -> Iterator[str]:
+    before = {e.key: e for e in old.entries} if old else {}
+    for entry in new.entries:
+        line = _entry_line(before.get(entry.key), entry)
+        if line:
+            yield f"{new.name}  {line}"
+    if new.state != (old.state if old else "queued"):
+        yield f"{new.name}  {new.state}{_about(new)}"
+        if new.state == "succeeded" and new.output is not None:
+            yield textwrap.indent(new.output.text.strip("\n"), "    ")
+
+
+def _entry_line(old: Entry | None, new: Entry) -> str | None:
+    if new.kind == "tool":
+        if old is None:
+            return one_line(f"> {new.name} {new.summary}", WIDTH)
+        if new.done and not old.done and new.is_error:
+            return one_line(f"! {new.name} failed: {new.text.text}", WIDTH)
+    elif old is None and new.kind in {"warning", "notice"}:
+        return one_line(new.text.text, 2 * WIDTH)
+    return None
+
+
+def _about(stage: StageView) -> str:
+    if stage.state == "provisioning" and stage.box is not None:
+        box = stage.box
+        return f": {box.isolation.upper()} box, {box.memory_mb} MB, up in {seconds(box.boot_s)}"
+    if not stage.over:
+        return ""
+    facts = []
+    if stage.started_at is not None and stage.finished_at is not None:
+        facts.append(f"after {seconds(stage.finished_at - stage.started_at)}")
+    if stage.turns:
+        facts += [count(stage.turns, "turn"), tokens(stage.tokens), cost(stage.cost_usd, {stage.model_source})]
+    said = f": {stage.trouble.message}" if stage.trouble else ""
+    return (" " + ", ".join(facts) if facts else "") + said
+
+
+def _end(state: ViewState) -> str:
+    took = seconds(max(0.0, (state.finished_at or state.created_at) - state.created_at))
+    isolation = sorted({s.box.isolation.upper() for s in state.stages.values() if s.box})
+    sources = sorted({s.model_source for s in state.stages.values() if s.model_source})
+    labels = [*isolation, *(f"{source} model" for source in sources)]
+    return f"run {state.run}: {state.state} after {took}" + (f" ({', '.join(labels)})" if labels else "")
+
+
+def summary(state: ViewState) -> str:
+    """The whole state at once: what a text-only front end shows for a frozen view."""
+    return "\n".join(lines(None, state))

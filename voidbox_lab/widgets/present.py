@@ -1,0 +1,234 @@
+"""A view state in words: JSON-able dictionaries of strings that every surface lays out as they are.
+
+The widget's JavaScript, the static template and the plain lines say the same because they get
+the same strings. Nothing here is escaped; `patch` is what the widget streams.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from voidbox_lab.spec.run import BoxFacts, Tokens, Trouble
+from voidbox_lab.widgets.view_state import Entry, StageView, ViewState
+
+SPARK_WIDTH, SPARK_HEIGHT = 60, 14
+"""The sparkline's view box, in SVG user units."""
+
+ISOLATION_TITLES = {
+    "kvm": "Hardware virtualization: the box runs on the CPU's virtualization extensions.",
+    "tcg": "Emulated CPU: a kernel and memory of its own, but no hardware boundary; slower.",
+}
+SOURCE_TITLES = {
+    "live": "Answers came from a real model.",
+    "replay": "Answers came from a recording.",
+    "scripted": "Answers came from a script, not from a model.",
+}
+
+
+def present(state: ViewState, now: float) -> dict[str, Any]:
+    """The whole view. `now` is UNIX time, for elapsed times of what is still running."""
+    end = state.finished_at or now
+    stages = [_stage(s, now) for s in state.stages.values()]
+    facts = [count(len(stages), "stage")] if len(stages) > 1 else []
+    if state.tokens.total:
+        facts.append(tokens(state.tokens))
+        facts.append(cost(state.cost_usd, {s.model_source for s in state.stages.values()}))
+    return {
+        "run": state.run,
+        "state": state.state,
+        "over": state.over,
+        "now": now,
+        "started": state.created_at,
+        "elapsed": seconds(max(0.0, end - state.created_at)),
+        "facts": facts,
+        "trouble": _trouble(state.trouble, state),
+        "notices": list(state.notices),
+        "stages": stages,
+    }
+
+
+def _stage(stage: StageView, now: float) -> dict[str, Any]:
+    return {**_head(stage, now), "entries": [_entry(e) for e in stage.entries], "gap": _gap(stage)}
+
+
+def _head(stage: StageView, now: float) -> dict[str, Any]:
+    """A stage without its transcript."""
+    facts = [
+        f
+        for f in (
+            stage.turns and count(stage.turns, "turn"),
+            stage.tool_calls and count(stage.tool_calls, "tool call"),
+        )
+        if f
+    ]
+    if stage.tokens.total:
+        facts += [tokens(stage.tokens), cost(stage.cost_usd, {stage.model_source})]
+    elapsed = None
+    if stage.started_at is not None:
+        elapsed = seconds(max(0.0, (stage.finished_at or now) - stage.started_at))
+    return {
+        "name": stage.name,
+        "state": stage.state,
+        "over": stage.over,
+        "started": stage.started_at,
+        "elapsed": elapsed,
+        "badges": _badges(stage),
+        "facts": facts,
+        "cpu": spark(stage.cpu),
+        "cpu_label": f"CPU {stage.cpu[-1]:.0%}" if stage.cpu else "",
+        "memory": spark(stage.memory),
+        "memory_label": _memory(stage) if stage.memory else "",
+        "trouble": _message(stage.trouble),
+        "answer": blocks(stage.output.text) if stage.output is not None else None,
+    }
+
+
+def _badges(stage: StageView) -> list[dict[str, str]]:
+    badges = []
+    if stage.box is not None:
+        badges.append(
+            {"kind": stage.box.isolation, "text": stage.box.isolation.upper(), "title": box_title(stage.box)}
+        )
+    if stage.model:
+        title = f"Model {stage.model}. " + SOURCE_TITLES.get(
+            stage.model_source or "", "No call has been answered yet."
+        )
+        text = stage.model
+        if stage.model_source and not text.startswith(stage.model_source):
+            text += f" · {stage.model_source}"
+        badges.append({"kind": stage.model_source or "model", "text": text, "title": title})
+    return badges
+
+
+def box_title(box: BoxFacts) -> str:
+    """What a box really was, in one line."""
+    return (
+        f"{ISOLATION_TITLES[box.isolation]} {box.memory_mb} MB, {count(box.vcpus, 'vCPU')}, "
+        f"{box.vsock}-space vsock, up in {seconds(box.boot_s)}."
+    )
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    shown: dict[str, Any] = {"key": entry.key, "kind": entry.kind, "text": entry.text.text}
+    if entry.kind == "tool":
+        status = "error" if entry.is_error else "done" if entry.done else "open"
+        shown |= {
+            "name": entry.name,
+            "summary": entry.summary,
+            "arguments": entry.arguments,
+            "status": status,
+            "took": seconds(entry.duration_s) if entry.duration_s is not None else "",
+        }
+    return shown
+
+
+def _gap(stage: StageView) -> list[int]:
+    """``[first key left out, first key kept again]``; equal when nothing is missing."""
+    if not stage.dropped:
+        return [0, 0]
+    keys = [e.key for e in stage.entries]
+    after = next(i for i, key in enumerate(keys) if key != i)
+    return [after, keys[after]]
+
+
+def _trouble(trouble: Trouble | None, state: ViewState) -> str | None:
+    # A run's trouble usually repeats its stage's; once is enough.
+    said = {s.trouble.message for s in state.stages.values() if s.trouble}
+    return None if trouble is None or trouble.message in said else _message(trouble)
+
+
+def _message(trouble: Trouble | None) -> str | None:
+    return trouble.message if trouble else None
+
+
+def patch(old: ViewState, new: ViewState, now: float) -> dict[str, Any]:
+    """What turns a view of `old` into one of `new`: stage heads, changed entries, appended text.
+
+    Entries are compared by identity: the fold leaves untouched ones as they are.
+    """
+    whole = present(new, now)
+    stages = []
+    for name, stage in new.stages.items():
+        before = old.stages.get(name)
+        if before is stage:
+            continue
+        known = {e.key: e for e in before.entries} if before else {}
+        changed = [_entry_patch(known.get(e.key), e) for e in stage.entries if known.get(e.key) is not e]
+        head = _head(stage, now)
+        if before is not None and before.output is stage.output:
+            del head["answer"]  # up to 16 kB that would travel with every sample
+        stages.append({**head, "entries": changed, "gap": _gap(stage)})
+    return {**whole, "stages": stages}
+
+
+def _entry_patch(old: Entry | None, new: Entry) -> dict[str, Any]:
+    if old is not None and new.kind == "text" and not new.text.dropped:
+        return {"key": new.key, "kind": "text", "append": new.text.text[len(old.text) :]}
+    return _entry(new)
+
+
+_FENCE = re.compile(r"^\s*(```|~~~)")
+
+
+def blocks(text: str) -> list[dict[str, str]]:
+    """`text` cut into ``prose`` and ``code`` (fenced blocks, table rows), in order; no other Markdown is read."""
+    found: list[tuple[str, list[str]]] = []
+    fenced = False
+    for line in text.strip("\n").split("\n"):
+        if _FENCE.match(line):
+            fenced = not fenced
+            found.append(("code" if fenced else "prose", []))
+            continue
+        kind = "code" if fenced or line.lstrip().startswith("|") else "prose"
+        if not found or found[-1][0] != kind:
+            found.append((kind, []))
+        found[-1][1].append(line)
+    joined = [{"kind": kind, "text": "\n".join(lines).strip("\n")} for kind, lines in found]
+    return [b for b in joined if b["text"].strip()]
+
+
+def spark(values: tuple[float, ...]) -> str:
+    """Points of an SVG polyline, newest at the right; values from 0 to 1. Empty below two samples."""
+    if len(values) < 2:
+        return ""
+    step = SPARK_WIDTH / (len(values) - 1)
+    top, span = 1.0, SPARK_HEIGHT - 2.0
+    return " ".join(f"{i * step:.1f},{top + span * (1 - v):.1f}" for i, v in enumerate(values))
+
+
+def seconds(value: float) -> str:
+    """A duration as a person writes it: ``0.42 s``, ``12.3 s``, ``3 min 07 s``, ``2 h 05 min``."""
+    if value < 1:
+        return f"{value:.2f} s"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(n: int, noun: str) -> str:
+    """``1 turn``, ``1,200 turns``."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def tokens(t: Tokens) -> str:
+    """All tokens, cached ones included."""
+    return count(t.total, "token")
+
+
+def cost(usd: float | None, sources: set[str | None]) -> str:
+    """Dollars; ``unpriced`` where a price is missing; ``no cost (scripted)`` where no model was asked."""
+    if usd is None:
+        return "unpriced"
+    if usd == 0 and sources <= {"scripted", None}:
+        return "no cost (scripted)"
+    if usd == 0:
+        return "$0"
+    return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}" if usd >= 0.0001 else "<$0.0001"
+
+
+def _memory(stage: StageView) -> str:
+    return f"{stage.memory_used_kb / 1024:.0f} of {stage.memory_total_kb / 1024:.0f} MB"
