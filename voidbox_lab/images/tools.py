@@ -1,0 +1,109 @@
+"""Runs the host's tools that images are made with, and says in one sentence what is missing.
+
+Every run has a bound, a fixed locale and no terminal; a tool that fails becomes a `ProviderError` that
+carries the tool's own last lines.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable
+
+PACKAGES = {
+    "apt-get": "apt",
+    "apt-cache": "apt",
+    "debugfs": "e2fsprogs",
+    "dpkg-deb": "dpkg",
+    "lz4": "lz4",
+    "mkfs.ext4": "e2fsprogs",
+    "mksquashfs": "squashfs-tools",
+    "npm": "npm",
+    "unsquashfs": "squashfs-tools",
+    "zstd": "zstd",
+}
+"""Host tool to the Debian package that brings it."""
+
+# A user's PATH often lacks the places where mkfs.ext4 and debugfs are.
+_SEARCH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
+
+
+def find(tool: str) -> str:
+    """Absolute path of `tool`.
+
+    Raises:
+        Unavailable: it is not installed; the message names the package.
+    """
+    path = shutil.which(tool, path=_SEARCH)
+    if path is None:
+        package = PACKAGES.get(tool, tool)
+        raise Unavailable(
+            f"Building an image needs `{tool}`, which is not installed; run `sudo apt-get install {package}`.",
+            cause="host-tool-missing",
+        )
+    return path
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The caller's environment, made predictable: C locale, UTC, no questions asked."""
+    # SOURCE_DATE_EPOCH would make mksquashfs refuse our own explicit times.
+    kept = {k: v for k, v in os.environ.items() if k not in {"SOURCE_DATE_EPOCH", "MKE2FS_CONFIG"}}
+    fixed = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "DEBIAN_FRONTEND": "noninteractive"}
+    return kept | fixed | dict(extra or {})
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout_s: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+) -> bytes:
+    """Standard output of ``argv[0]`` (a name in `PACKAGES`, or a path), run to its end.
+
+    Raises:
+        Unavailable: the tool is not installed.
+        LimitExceeded: it ran longer than `timeout_s` seconds and was killed.
+        ProviderError: it exited with a status other than 0; the message ends with its last lines.
+    """
+    program = str(argv[0])
+    command = [program if "/" in program else find(program), *map(str, argv[1:])]
+    try:
+        done = subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            cwd=cwd,
+            env=environment(env),
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise too_slow(program, timeout_s) from None
+    if done.returncode:
+        raise failed(program, done.returncode, done.stderr or done.stdout)
+    return done.stdout
+
+
+def failed(program: str, status: int, output: bytes) -> ProviderError:
+    """The error for `program` having exited with `status`, with the end of what it said."""
+    said = " / ".join(output.decode(errors="replace").strip().splitlines()[-4:]) or "nothing was printed"
+    return ProviderError(
+        f"`{Path(program).name}` failed with status {status} while an image was built: {said[-800:]}",
+        cause="host-tool-failed",
+    )
+
+
+def too_slow(program: str, timeout_s: float) -> LimitExceeded:
+    """The error for `program` having been killed at its time bound."""
+    return LimitExceeded(
+        f"`{Path(program).name}` did not end within {timeout_s:g} s while an image was built; try again.",
+        limit="time",
+        value=timeout_s,
+        unit="s",
+    )
