@@ -1,0 +1,218 @@
+"""Honest doubles of a box, an adapter and a gateway session: they do in memory what the real ones do in a VM,
+and they count what was opened and closed, so that a leak fails a test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from voidbox_lab.engine import Host, StageJob
+from voidbox_lab.errors import BoxLost, UserError
+from voidbox_lab.spec import BoxFacts, Skill, VoidBoxSpec
+from voidbox_lab.spec.events import AgentText, Body, Telemetry, ToolCall
+
+SAMPLE = Telemetry(
+    cpu=0.5, load1=0.1, memory_total_kb=500_000, memory_used_kb=1000, disk_total_kb=1, disk_used_kb=0,
+    disk_read_bytes=0, disk_write_bytes=0, net_rx_bytes=0, net_tx_bytes=0, processes=3, uptime_s=1,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FakeExit:
+    code: int | None = 0
+    signal: int | None = None
+    timed_out: bool = False
+    duration_s: float = 0.0
+    oom: bool = False
+
+
+class FakeProcess:
+    """Plays a script of ("out"|"err", bytes), ("sleep", s), ("lose", cause) and ("exit", FakeExit)."""
+
+    def __init__(self, script: Sequence[tuple[str, Any]], timeout_s: float) -> None:
+        out_send, self.stdout = anyio.create_memory_object_stream[bytes](1000)
+        err_send, self.stderr = anyio.create_memory_object_stream[bytes](1000)
+        self._sends = {"out": out_send, "err": err_send}
+        self._script, self._timeout_s = script, timeout_s
+
+    async def wait(self) -> FakeExit:
+        return self._exit
+
+    async def kill(self) -> None:
+        raise AssertionError("the engine closes boxes, it does not kill processes")
+
+    async def play(self) -> None:
+        self._exit = FakeExit()
+        with anyio.move_on_after(self._timeout_s) as scope:
+            for what, value in self._script:
+                if what == "sleep":
+                    await anyio.sleep(value)
+                elif what == "exit":
+                    self._exit = value
+                else:
+                    await self._sends[what].send(value)
+        if scope.cancelled_caught:
+            self._exit = FakeExit(code=None, signal=9, timed_out=True)
+        for send in self._sends.values():
+            send.close()
+
+
+class FakeBox:
+    def __init__(self, boxes: FakeBoxes, memory_mb: int) -> None:
+        self.boxes, self.files = boxes, dict[str, bytes]()
+        self.id = f"vb-{boxes.opened:010x}"
+        self.facts = BoxFacts(
+            isolation="tcg",
+            vsock="user",
+            domain=self.id,
+            image="sha256:x",
+            memory_mb=memory_mb,
+            vcpus=1,
+            boot_s=0.01,
+        )
+        self.closed = False
+        self._lost: str | None = None
+        self._tasks = anyio.create_task_group()
+
+    async def start_exec(self, argv: Sequence[str], *, timeout_s: float, **options: Any) -> FakeProcess:
+        script = self.boxes.script(argv[-1])
+        process = FakeProcess([s for s in script if s[0] != "lose"], timeout_s)
+        if lost := [value for what, value in script if what == "lose"]:
+
+            async def lose() -> FakeExit:
+                raise BoxLost("The box is gone: QEMU was killed.", cause=lost[0])
+
+            process.wait = lose  # type: ignore[method-assign]
+        self.boxes.execs.append((self, argv, options))
+        self.boxes.tasks.start_soon(process.play)
+        return process
+
+    async def put(self, src: Path | bytes, dst: str, **_: Any) -> None:
+        self.files[dst] = src if isinstance(src, bytes) else await anyio.Path(src).read_bytes()
+
+    async def mkdir(self, path: str, **_: Any) -> None:
+        return
+
+    async def telemetry(self, interval_s: float = 1.0) -> AsyncIterator[Telemetry]:
+        while True:
+            yield SAMPLE
+            await anyio.sleep(interval_s)
+
+    async def close(self) -> None:
+        await anyio.sleep(0.01)  # closing is never instant; a cancelled stage must still get here and through
+        self.closed = True
+        self.boxes.closed += 1
+
+
+@dataclass
+class FakeBoxes:
+    script: Callable[[str], Sequence[tuple[str, Any]]]
+    tasks: Any = None
+    opened: int = 0
+    closed: int = 0
+    most: int = 0
+    boxes: list[FakeBox] = field(default_factory=list)
+    execs: list[tuple[FakeBox, Sequence[str], dict[str, Any]]] = field(default_factory=list)
+    fail: Exception | None = None
+
+    async def open(self, *, memory_mb: int, **_: Any) -> FakeBox:
+        if self.fail:
+            raise self.fail
+        self.opened += 1
+        box = FakeBox(self, memory_mb)
+        self.boxes.append(box)
+        self.most = max(self.most, self.opened - self.closed)
+        await anyio.sleep(0.01)
+        return box
+
+
+@dataclass(frozen=True)
+class FakeLaunch:
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    files: dict[str, bytes]
+    stdin: bytes | None = None
+
+
+@dataclass
+class FakeResult:
+    output: str | None
+    is_error: bool
+
+
+class FakeParser:
+    """Lines are JSON: {"text": …}, {"tool": …} or {"result": …}."""
+
+    def __init__(self) -> None:
+        self._result: str | None = None
+
+    def feed(self, line: bytes) -> list[Body]:
+        data = json.loads(line)
+        if "text" in data:
+            return [AgentText(text=data["text"], block=data.get("block", 0))]
+        if "tool" in data:
+            return [ToolCall(id="t", name="bash", input={"command": data["tool"]})]
+        self._result = data["result"]
+        return []
+
+    def finish(self, exit_code: int | None) -> FakeResult:
+        return FakeResult(self._result, exit_code != 0)
+
+
+class FakeAdapter:
+    name = "lab-agent"
+    layer = None
+
+    def prepare(self, stage: VoidBoxSpec, skills: Sequence[Skill], base_url: str, token: str) -> FakeLaunch:
+        files = {f"/home/agent/.claude/skills/{s.name}/SKILL.md": s.to_markdown().encode() for s in skills}
+        return FakeLaunch(("agent", stage.prompt, stage.name), {"TOKEN": token, "URL": base_url}, files)
+
+    def parser(self) -> FakeParser:
+        return FakeParser()
+
+
+@dataclass(frozen=True)
+class FakeSession:
+    token: str
+    base_url: str = "http://127.0.0.1:8129"
+    socket: Path | None = None
+
+
+class FakeSessions:
+    """Registered and revoked tokens."""
+
+    def __init__(self) -> None:
+        self.live: set[str] = set()
+        self.count = 0
+
+    @asynccontextmanager
+    async def __call__(self, job: StageJob) -> AsyncIterator[FakeSession]:
+        self.count += 1
+        token = f"token-{job.run}-{job.box.name}"
+        assert token not in self.live
+        self.live.add(token)
+        try:
+            yield FakeSession(token)
+        finally:
+            self.live.remove(token)
+
+
+def adapter(name: str) -> FakeAdapter:
+    if name != "lab-agent":
+        raise UserError(f"There is no agent {name!r}; known: lab-agent.")
+    return FakeAdapter()
+
+
+def host(boxes: FakeBoxes, sessions: FakeSessions) -> Host:
+    return Host(boxes=boxes, adapter=adapter, session=sessions)
+
+
+def says(*texts: str, result: str = "done") -> list[tuple[str, Any]]:
+    lines = [json.dumps({"text": t}) for t in texts] + [json.dumps({"result": result})]
+    return [("out", f"{line}\n".encode()) for line in lines]

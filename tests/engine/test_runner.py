@@ -1,0 +1,303 @@
+"""Runs end to end without a VM: order, failure domains, cancelling, limits, and nothing left open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.engine.doubles import FakeBoxes, FakeExit, FakeSessions, host, says
+from voidbox_lab.engine import Admission, Capacity, Journal, Runner, stage
+from voidbox_lab.errors import BoxLost, ProviderError, UserError
+from voidbox_lab.spec import InputFile, Model, RunRecord, RunSpec, Skill, Stage, VoidBoxSpec
+from voidbox_lab.spec.events import AgentLog, AgentText, Event, RunChanged, StageChanged, Telemetry, ToolCall
+from voidbox_lab.store import Artifacts, SqliteStore, rebuild
+
+pytestmark = pytest.mark.anyio
+Script = Sequence[tuple[str, Any]]
+ROOMY = Capacity(memory_mb=8192, vcpus=16)
+
+
+def box(name: str, **options: Any) -> VoidBoxSpec:
+    return VoidBoxSpec(name=name, prompt=f"do {name}", model=Model.parse("scripted:x"), **options)
+
+
+def chain(*names: str) -> RunSpec:
+    return RunSpec(stages=tuple(Stage(box=box(n), needs=names[max(0, i - 1) : i]) for i, n in enumerate(names)))
+
+
+class Lab:
+    """A runner with doubles below it, and what they saw."""
+
+    runner: Runner
+    scripts: dict[str, Script]
+
+    async def run(self, spec: RunSpec, timeout_s: float = 10) -> RunRecord:
+        record = await self.runner.submit(spec)
+        assert await self.runner.finished(record.id, timeout_s)
+        return await self.runner.store.get_run(record.id)
+
+    async def events(self, run: str) -> list[Event]:
+        return await self.runner.store.read_events(run, limit=5000)
+
+    async def until(self, run: str, stage: str, state: str) -> None:
+        with anyio.fail_after(5):
+            while (await self.runner.store.get_run(run)).stages[stage].state != state:
+                await anyio.sleep(0.01)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Any:
+    @asynccontextmanager
+    async def open_lab(capacity: Capacity = ROOMY, **scripts: Script) -> AsyncIterator[Lab]:
+        lab = Lab()
+        lab.scripts = scripts
+        lab.boxes = FakeBoxes(lambda name: lab.scripts.get(name, says(result=f"{name} done")))  # type: ignore[attr-defined]
+        lab.sessions = FakeSessions()  # type: ignore[attr-defined]
+        store = await SqliteStore.open(tmp_path / "runs.sqlite")
+        artifacts = await Artifacts.open(tmp_path / "artifacts")
+        async with anyio.create_task_group() as tasks:
+            lab.boxes.tasks = tasks  # type: ignore[attr-defined]
+            parts = (host(lab.boxes, lab.sessions), Admission(capacity))  # type: ignore[attr-defined]
+            async with Runner.serving(store, artifacts, Journal(store), *parts) as lab.runner:
+                yield lab
+            tasks.cancel_scope.cancel()
+        assert lab.boxes.opened == lab.boxes.closed, "a box was left open"  # type: ignore[attr-defined]
+        assert not lab.sessions.live, "a token was left valid"  # type: ignore[attr-defined]
+        for record in await store.list_runs():
+            events = await store.read_events(record.id, limit=5000)
+            assert record == rebuild(record.id, record.spec, events, at=record.created_at)
+        await store.aclose()
+
+    return open_lab
+
+
+async def test_one_stage_from_queued_to_its_answer(lab: Any) -> None:
+    async with lab(one=says("hel", "lo", result="42")) as it:
+        record = await it.run(chain("one"))
+        assert (record.state, record.result, record.trouble) == ("succeeded", "42", None)
+        stage_record = record.stages["one"]
+        assert stage_record.box is not None
+        assert stage_record.box.isolation == "tcg"
+        bodies = [e.body for e in await it.events(record.id)]
+        assert [b.state for b in bodies if isinstance(b, StageChanged)] == [
+            "booting", "provisioning", "running", "collecting", "succeeded",
+        ]  # fmt: skip
+        assert "".join(b.text for b in bodies if isinstance(b, AgentText)) == "hello"
+        assert any(isinstance(b, Telemetry) for b in bodies)
+        assert isinstance(bodies[0], RunChanged)
+        assert isinstance(bodies[-1], RunChanged)
+
+
+async def test_inputs_skills_and_token_reach_the_box(lab: Any) -> None:
+    skill = Skill(name="adding", description="d", body="add\n")
+    async with lab() as it:
+        file: InputFile = await it.runner.artifacts.put(b"a,b\n")
+        spec = RunSpec(stages=(Stage(box=box("one", skills=(skill,))),), inputs={"x.csv": file})
+        assert (await it.run(spec)).state == "succeeded"
+        used, argv, options = it.boxes.execs[0]
+        assert used.files["/workspace/input/x.csv"] == b"a,b\n"
+        assert b"add" in used.files["/home/agent/.claude/skills/adding/SKILL.md"]
+        assert options["env"]["TOKEN"].startswith("token-run-")
+        assert argv[1] == "do one"
+
+
+async def test_a_later_stage_gets_the_answers_it_needs(lab: Any) -> None:
+    async with lab(a=says(result="alpha")) as it:
+        record = await it.run(chain("a", "b"))
+        assert record.result == "b done"
+        used, argv, _ = it.boxes.execs[1]
+        assert used.files["/workspace/input/a.md"] == b"alpha"
+        assert "/workspace/input/a.md" in argv[1]
+
+
+async def test_a_failed_stage_takes_down_only_what_needs_it(lab: Any) -> None:
+    broken = [("err", b"boom\n"), ("exit", FakeExit(code=3))]
+    spec = RunSpec(
+        stages=(
+            Stage(box=box("bad")), Stage(box=box("good")),
+            Stage(box=box("after-bad"), needs=("bad",)), Stage(box=box("after-good"), needs=("good",)),
+        )
+    )  # fmt: skip
+    async with lab(bad=broken) as it:
+        record = await it.run(spec)
+        assert {n: s.state for n, s in record.stages.items()} == {
+            "bad": "failed", "good": "succeeded", "after-bad": "skipped", "after-good": "succeeded",
+        }  # fmt: skip
+        assert record.state == "failed"
+        assert record.trouble is not None
+        assert (record.trouble.kind, record.trouble.exit_code) == ("command", 3)
+        logs = [e.body.text for e in await it.events(record.id) if isinstance(e.body, AgentLog)]
+        assert logs == ["boom"]
+
+
+async def test_cancel_keeps_what_was_streamed_and_closes_the_box(lab: Any) -> None:
+    async with lab(a=[*says("so far"), ("sleep", 60)]) as it:
+        record = await it.runner.submit(chain("a", "b"))
+        await it.until(record.id, "a", "running")
+        await anyio.sleep(0.1)
+        await it.runner.cancel(record.id)
+        await it.runner.cancel(record.id)
+        assert await it.runner.finished(record.id, 5)
+        record = await it.runner.cancel(record.id)
+        assert (record.state, record.stages["a"].state, record.stages["b"].state) == ("cancelled",) * 3
+        assert record.stages["a"].trouble is not None
+        assert record.stages["a"].trouble.kind == "cancelled"
+        assert any(isinstance(e.body, AgentText) for e in await it.events(record.id))
+        assert it.boxes.boxes[0].closed
+
+
+async def test_an_agent_past_its_time_is_a_time_limit(lab: Any) -> None:
+    async with lab(one=[*says("thinking"), ("sleep", 60)]) as it:
+        record = await it.run(RunSpec(stages=(Stage(box=box("one", timeout_s=0.2)),)))
+        trouble = record.stages["one"].trouble
+        assert trouble is not None
+        assert (trouble.kind, trouble.cause) == ("limit", "time")
+        assert "0.2 s" in trouble.message
+
+
+async def test_a_guest_that_does_not_keep_its_own_time_is_stopped_by_the_host(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "GRACE_S", 0.1)
+
+    async def never(self: object) -> None:
+        await anyio.sleep(60)
+
+    monkeypatch.setattr("tests.engine.doubles.FakeProcess.wait", never)
+    async with lab() as it:
+        record = await it.run(RunSpec(stages=(Stage(box=box("one", timeout_s=0.2)),)))
+        assert record.trouble is not None
+        assert (record.trouble.kind, record.trouble.cause) == ("limit", "time")
+
+
+async def test_a_lost_box_is_the_providers_trouble(lab: Any) -> None:
+    async with lab(one=[*says("before"), ("lose", "qemu-died")]) as it:
+        record = await it.run(chain("one"))
+        assert record.trouble is not None
+        assert (record.trouble.kind, record.trouble.cause) == ("provider", "qemu-died")
+
+
+async def test_a_killed_agent_that_ran_out_of_memory(lab: Any) -> None:
+    async with lab(one=[("exit", FakeExit(code=None, signal=9, oom=True))]) as it:
+        record = await it.run(chain("one"))
+        assert record.trouble is not None
+        assert (record.trouble.kind, record.trouble.cause) == ("limit", "memory")
+
+
+async def test_a_box_that_cannot_be_opened(lab: Any) -> None:
+    async with lab() as it:
+        it.boxes.fail = ProviderError("No QEMU.", cause="no-qemu")
+        record = await it.run(chain("one"))
+        assert (record.state, record.stages["one"].trouble.cause) == ("failed", "no-qemu")
+
+
+async def test_a_fault_of_our_own_fails_the_stage_not_the_daemon(lab: Any) -> None:
+    async with lab(one=[("out", b"this is not JSON, and this parser chokes on it\n")]) as it:
+        record = await it.run(chain("one"))
+        assert record.stages["one"].trouble.cause == "internal"
+        assert (await it.run(chain("two"))).state == "succeeded"
+
+
+async def test_an_agent_that_floods_is_stopped(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "MAX_OUTPUT_BYTES", 10_000)
+    async with lab(one=[("err", b"x" * 3000)] * 5) as it:
+        record = await it.run(chain("one"))
+        assert (record.trouble.kind, record.trouble.cause) == ("limit", "output")
+
+
+async def test_a_huge_tool_input_is_cut_visibly(lab: Any) -> None:
+    line = json.dumps({"tool": "x" * 1_000_000}).encode() + b"\n"
+    async with lab(one=[("out", line), *says(result="ok")]) as it:
+        record = await it.run(chain("one"))
+        calls = [e.body for e in await it.events(record.id) if isinstance(e.body, ToolCall)]
+        assert calls[0].input["characters"] > 1_000_000
+        assert record.state == "succeeded"
+
+
+async def test_boxes_wait_for_memory_in_turn(lab: Any) -> None:
+    names = [f"s{i}" for i in range(6)]
+    spec = RunSpec(stages=tuple(Stage(box=box(n)) for n in names))
+    slow = {n: [("sleep", 0.05), *says()] for n in names}
+    async with lab(Capacity(memory_mb=1300, vcpus=16), **slow) as it:
+        assert (await it.run(spec)).state == "succeeded"
+        assert it.boxes.most == 2
+        assert (it.runner.admission.used_mb, it.runner.admission.boxes) == (0, 0)
+
+
+async def test_cancelling_a_stage_that_waits_for_memory(lab: Any) -> None:
+    spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=box("b"))))
+    async with lab(Capacity(memory_mb=700, vcpus=16), a=[("sleep", 60)], b=[("sleep", 60)]) as it:
+        record = await it.runner.submit(spec)
+        await it.until(record.id, "a", "running")
+        await it.runner.cancel(record.id)
+        assert await it.runner.finished(record.id, 5)
+        assert it.boxes.opened == 1
+        assert it.runner.admission.used_mb == 0
+
+
+async def test_what_can_never_run_is_refused_at_once(lab: Any) -> None:
+    async with lab() as it:
+        with pytest.raises(UserError, match="no agent 'emacs'"):
+            await it.runner.submit(RunSpec(stages=(Stage(box=box("one", agent="emacs")),)))
+        with pytest.raises(UserError, match="MiB of memory"):
+            await it.runner.submit(RunSpec(stages=(Stage(box=box("one", memory_mb=100_000)),)))
+        ghost = InputFile(digest="sha256:" + "0" * 64, size=1)
+        with pytest.raises(UserError, match="upload it first"):
+            await it.runner.submit(RunSpec(stages=(Stage(box=box("one")),), inputs={"x": ghost}))
+        assert await it.runner.store.list_runs() == []
+
+
+async def test_shutdown_cancels_and_takes_no_more(lab: Any) -> None:
+    async with lab(a=[("sleep", 60)]) as it:
+        record = await it.runner.submit(chain("a"))
+        await it.until(record.id, "a", "running")
+        await it.runner.shutdown(5)
+        assert (await it.runner.store.get_run(record.id)).state == "cancelled"
+        with pytest.raises(ProviderError, match="shutting down"):
+            await it.runner.submit(chain("a"))
+
+
+async def test_leaving_without_shutdown_still_closes_boxes(lab: Any) -> None:
+    async with lab(a=[("sleep", 60)]) as it:
+        record = await it.runner.submit(chain("a"))
+        await it.until(record.id, "a", "running")
+
+
+async def test_first_text_arrives_within_a_tenth_of_a_second(lab: Any) -> None:
+    async with lab(one=[*says("first"), ("sleep", 1.0), ("exit", FakeExit())]) as it:
+        record = await it.runner.submit(chain("one"))
+        await it.until(record.id, "one", "running")
+        start = anyio.current_time()
+        while not any(isinstance(e.body, AgentText) for e in await it.events(record.id)):
+            await anyio.sleep(0.005)
+        assert anyio.current_time() - start < 0.2  # 50 ms batching, and room for a busy machine
+        await it.runner.cancel(record.id)
+
+
+async def test_a_store_that_fails_ends_the_run_with_a_reason(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with lab(one=[("sleep", 0.2), *says()]) as it:
+        record = await it.runner.submit(chain("one"))
+        await it.until(record.id, "one", "running")
+        real, failures = it.runner.store.append, iter([True] * 2)
+
+        async def flaky(*args: Any) -> Any:
+            if next(failures, False):
+                raise ProviderError("disk full", cause="store")
+            return await real(*args)
+
+        monkeypatch.setattr(it.runner.store, "append", flaky)
+        assert await it.runner.finished(record.id, 10)
+        with anyio.fail_after(5):
+            while (await it.runner.store.get_run(record.id)).state not in {"failed", "succeeded"}:
+                await anyio.sleep(0.05)
+
+
+def test_the_error_that_tells_most_is_reported() -> None:
+    group = ExceptionGroup("g", [ValueError("x"), ExceptionGroup("h", [BoxLost("gone", cause="qemu-died")])])
+    assert isinstance(stage.first_error(group), BoxLost)

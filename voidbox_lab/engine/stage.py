@@ -1,0 +1,290 @@
+"""Runs one stage: opens its box, provisions it, drives its agent, collects the answer, closes the box.
+
+All the I/O of a stage is here and no decision about other stages; those are the state machine's.
+Whatever a guest sends is bounded here before it becomes an event.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+
+from voidbox_lab.engine.lines import Lines
+from voidbox_lab.engine.machine import Progress
+from voidbox_lab.engine.ports import Adapter, Box, Boxes, Parser, Process
+from voidbox_lab.errors import BoxLost, CommandFailed, LimitExceeded, ProviderError, VoidboxError
+from voidbox_lab.spec import Stage, VoidBoxSpec
+from voidbox_lab.spec.events import MAX_TEXT, AgentLog, Body, BoxBooted, Notice, ToolCall
+
+INPUT_DIR = "/workspace/input"
+TELEMETRY_S = 1.0
+CLOSE_S = 20.0
+"""Bound on closing a box; what is left then is swept by the next start."""
+GRACE_S = 15.0
+"""What the guest gets, beyond a stage's time-out, to end the agent itself before the host stops waiting."""
+PROVISION_S = 120.0
+"""Bound on putting inputs and skills into a box."""
+MAX_OUTPUT_BYTES = 64 << 20
+"""Most bytes an agent may write to its standard output and error together."""
+MAX_INPUT_JSON = 128 * 1024
+"""Largest tool input kept in an event, in characters of JSON."""
+
+log = logging.getLogger(__name__)
+Emit = Callable[[Body], Awaitable[None]]
+
+
+class Session(Protocol):
+    """A registered gateway session: the URL the guest uses, and the token it shows there."""
+
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def token(self) -> str: ...
+    @property
+    def socket(self) -> Path | None: ...
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """A stage that may start now."""
+
+    run: str
+    stage: Stage
+    inputs: Mapping[str, Path]
+    """File name in the guest to a verified file on the host."""
+    upstream: Mapping[str, str]
+    """Stage to its output, for every stage this one needs."""
+
+    @property
+    def box(self) -> VoidBoxSpec:
+        """What is to run."""
+        return self.stage.box
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a stage needs from this process."""
+
+    boxes: Boxes
+    adapter: Callable[[str], Adapter]
+    """By name; raises `UserError` for one that is not known."""
+    session: Callable[[StageJob], Any]
+    """An async context manager of a `Session`: registered on entry, revoked on exit."""
+
+
+async def run_stage(job: StageJob, host: Host, emit: Emit, moved: Callable[[Progress], Awaitable[None]]) -> str:
+    """Run `job` to its end and return the agent's answer. The box is closed when this returns or raises.
+
+    Raises:
+        VoidboxError: one of the five kinds; anything else is a fault of this program.
+    """
+    adapter = host.adapter(job.box.agent)
+    await moved("booting")
+    async with host.session(job) as session, _open(job, host, adapter, session) as box:
+        await emit(BoxBooted(facts=box.facts))
+        await moved("provisioning")
+        with _bounded(PROVISION_S, "provisioning the box", job):
+            spec = await _provision_inputs(box, job)
+            launch = adapter.prepare(spec, spec.skills, session.base_url, session.token)
+            for path, data in launch.files.items():
+                await box.put(data, path)
+        await moved("running")
+        parser = adapter.parser()
+        ended = await _drive(box, job, launch, parser, emit)
+        await moved("collecting")
+        return _collect(job, parser, ended)
+
+
+@asynccontextmanager
+async def _open(job: StageJob, host: Host, adapter: Adapter, session: Session) -> AsyncIterator[Box]:
+    spec = job.box
+    box: Box = await host.boxes.open(
+        memory_mb=spec.memory_mb,
+        vcpus=spec.vcpus,
+        image=spec.image,
+        agents=(adapter.layer,) if adapter.layer else (),
+        gateway_socket=session.socket,
+        policy=spec.policy,
+    )
+    try:
+        yield box
+    finally:
+        # Shielded: a cancelled stage must not leave its box behind.
+        with anyio.move_on_after(CLOSE_S, shield=True) as scope:
+            try:
+                await box.close()
+            except Exception:
+                log.exception("closing box %s failed; the next start sweeps it", box.id)
+        if scope.cancelled_caught:
+            log.error("box %s did not close within %g s; the next start sweeps it", box.id, CLOSE_S)
+
+
+async def _provision_inputs(box: Box, job: StageJob) -> VoidBoxSpec:
+    """Put the inputs and the outputs of earlier stages in; the spec with a note about the latter."""
+    for name, source in job.inputs.items():
+        await box.put(source, f"{INPUT_DIR}/{name}")
+    for name, text in job.upstream.items():
+        await box.put(text.encode(), f"{INPUT_DIR}/{name}.md")
+    if not job.upstream:
+        return job.box
+    files = "\n".join(f"- {INPUT_DIR}/{name}.md: the answer of stage {name!r}" for name in job.upstream)
+    return job.box.model_copy(
+        update={"prompt": f"{job.box.prompt}\n\nEarlier stages left their answers:\n{files}"}
+    )
+
+
+async def _drive(box: Box, job: StageJob, launch: Any, parser: Parser, emit: Emit) -> Any:
+    """Start the agent, carry its events, and return its `Exit`."""
+    timeout_s = job.box.timeout_s
+    budget = _Budget(MAX_OUTPUT_BYTES)
+    with _bounded(timeout_s + GRACE_S, "the agent", job, stated_s=timeout_s):
+        process: Process = await box.start_exec(
+            launch.argv, env=dict(launch.env), cwd="/workspace", stdin=launch.stdin, timeout_s=timeout_s
+        )
+        try:
+            async with anyio.create_task_group() as background:
+                background.start_soon(_watch, box, emit)
+                async with anyio.create_task_group() as streams:
+                    streams.start_soon(_events, process.stdout, parser, emit, budget)
+                    streams.start_soon(_logs, process.stderr, emit, budget)
+                ended = await process.wait()
+                background.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from group
+        if ended.timed_out:
+            raise _too_slow(job, timeout_s)
+        return ended
+
+
+def _collect(job: StageJob, parser: Parser, ended: Any) -> str:
+    """The answer, or the reason there is none."""
+    name = job.box.name
+    result = parser.finish(ended.code)
+    if ended.signal is not None:
+        how = f"was killed by signal {ended.signal}"
+        if getattr(ended, "oom", False):
+            raise LimitExceeded(
+                f"The agent of stage {name!r} used up the box's {job.box.memory_mb} MiB of memory; give it more.",
+                limit="memory",
+                value=job.box.memory_mb,
+                unit="MiB",
+                source="stage",
+            )
+    else:
+        how = f"ended with exit code {ended.code}"
+    if ended.code == 0 and not result.is_error and result.output is not None:
+        return result.output
+    said = f": {_cut(result.output, 500)}" if result.output else "; its log says why"
+    raise CommandFailed(
+        f"The agent of stage {name!r} {how} without a usable answer{said}",
+        exit_code=ended.code,
+        cause="agent-failed",
+    )
+
+
+class _Budget:
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def spend(self, n: int) -> None:
+        self.left -= n
+        if self.left < 0:
+            raise LimitExceeded(
+                f"The agent wrote more than {MAX_OUTPUT_BYTES >> 20} MiB of output and was stopped.",
+                limit="output",
+                value=MAX_OUTPUT_BYTES,
+                unit="bytes",
+            )
+
+
+async def _events(stream: Any, parser: Parser, emit: Emit, budget: _Budget) -> None:
+    lines = Lines()
+    async for chunk in stream:
+        budget.spend(len(chunk))
+        for line in lines.feed(chunk):
+            for body in parser.feed(line):
+                await emit(_bounded_body(body))
+    if rest := lines.rest():
+        for body in parser.feed(rest):
+            await emit(_bounded_body(body))
+
+
+async def _logs(stream: Any, emit: Emit, budget: _Budget) -> None:
+    lines = Lines(limit=MAX_TEXT)
+    async for chunk in stream:
+        budget.spend(len(chunk))
+        # One event for all the lines of a chunk: a chatty agent must not cost an event a line.
+        whole = b"\n".join(lines.feed(chunk))
+        for start in range(0, len(whole), MAX_TEXT):
+            await emit(AgentLog(text=whole[start : start + MAX_TEXT].decode(errors="replace")))
+    if rest := lines.rest():
+        await emit(AgentLog(text=rest[:MAX_TEXT].decode(errors="replace")))
+
+
+async def _watch(box: Box, emit: Emit) -> None:
+    try:
+        async for sample in box.telemetry(TELEMETRY_S):
+            await emit(sample)
+    except BoxLost:
+        return  # whoever waits for the agent learns of it too, and says it better
+    except VoidboxError as e:
+        await emit(Notice(level="warning", message=f"Telemetry stopped: {e.message}"))
+
+
+@contextmanager
+def _bounded(seconds: float, what: str, job: StageJob, *, stated_s: float | None = None) -> Iterator[None]:
+    """`anyio.fail_after` that raises the project's own error, with the bound in it."""
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise _too_slow(job, stated_s or seconds, what)
+
+
+def _too_slow(job: StageJob, seconds: float, what: str = "the agent") -> LimitExceeded:
+    return LimitExceeded(
+        f"Stage {job.box.name!r} was stopped: {what} took longer than {seconds:g} s; raise its timeout.",
+        limit="time",
+        value=seconds,
+        unit="s",
+        source="stage",
+    )
+
+
+def _bounded_body(body: Body) -> Body:
+    """`body`, with a tool input that is too large for an event replaced by its beginning, visibly."""
+    if isinstance(body, ToolCall):
+        text = json.dumps(body.input, ensure_ascii=False)
+        if len(text) > MAX_INPUT_JSON:
+            cut = {"truncated": f"{text[:2000]}…", "characters": len(text)}
+            return body.model_copy(update={"input": cut})
+    return body
+
+
+def _cut(text: str, limit: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that tells most: a limit or a lost box before what followed from it."""
+    leaves = list(_leaves(group))
+    rank: Sequence[type[BaseException]] = (LimitExceeded, BoxLost, ProviderError, VoidboxError, Exception)
+    for kind in rank:
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return leaves[0]
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    out: list[BaseException] = []
+    for e in group.exceptions:
+        out += _leaves(e) if isinstance(e, BaseExceptionGroup) else [e]
+    return out
