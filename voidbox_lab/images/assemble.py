@@ -53,7 +53,7 @@ def distribution_layer(
         report(Progress("compile", "Compiling the guest's Python library"))
         bytecode.compile_tree(root, root, "usr/lib")
         report(Progress("squash", "Packing the distribution layer"))
-        squashfs.make(root, target, compression=recipe.image.compression, pseudo=rootfs.PSEUDO)
+        squashfs.make(root, target, compression=recipe.image.compression)
 
     inputs = {
         "how": how("unpack", "rootfs", "bytecode", "squashfs"),

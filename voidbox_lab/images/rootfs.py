@@ -12,16 +12,22 @@ from pathlib import Path
 from voidbox_lab.images.unpack import Tree
 
 AGENT_UID = 1000
-MOUNT_POINTS = ("dev", "proc", "run", "sys", "tmp", "var/tmp", "root")
-AGENT_DIRS = ("home/agent", "workspace", "workspace/input", "workspace/output")
-
-PSEUDO = (
-    *(f"/{d} m 755 {AGENT_UID} {AGENT_UID}" for d in AGENT_DIRS),
-    "/tmp m 1777 0 0",  # noqa: S108 - a path in the guest
-    "/var/tmp m 1777 0 0",  # noqa: S108 - a path in the guest
-    "/root m 700 0 0",
-)
-"""Owners and modes that an unprivileged tree cannot hold; mksquashfs pseudo-file definitions."""
+_DIRECTORIES = {
+    "dev": 0o755,
+    "home": 0o755,
+    "mnt": 0o755,
+    "proc": 0o755,
+    "root": 0o700,
+    "run": 0o755,
+    "sys": 0o755,
+    "tmp": 0o1777,
+    "usr/lib/voidbox": 0o755,
+    "usr/local/bin": 0o755,
+    "var/log": 0o755,
+    "var/tmp": 0o1777,
+}
+"""Mount points and what programs expect. The agent's own directories are in the scratch template (`scratch`):
+an unprivileged builder cannot give files to another user, but can write an ext4 image that does."""
 
 _FILES = {
     "etc/passwd": (
@@ -39,9 +45,12 @@ _FILES = {
     "etc/hosts": "127.0.0.1 localhost voidbox\n::1 localhost\n",
     # Nobody answers in a box without a network card; the resolver must fail at once, not after its time-out.
     "etc/resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
-    "etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+    "etc/nsswitch.conf": (
+        "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n"
+    ),
     "etc/profile": (
-        'export PATH=/usr/local/bin:/usr/bin:/bin\n[ "$(id -u)" = 0 ] && PATH=/usr/local/sbin:/usr/sbin:/sbin:$PATH\n'
+        "export PATH=/usr/local/bin:/usr/bin:/bin\n"
+        '[ "$(id -u)" = 0 ] && PATH=/usr/local/sbin:/usr/sbin:/sbin:$PATH\n'
         "umask 022\n"
     ),
     "etc/machine-id": "",
@@ -64,8 +73,10 @@ _LINKS = {
 
 def configure(tree: Tree) -> None:
     """Make an unpacked tree ready to run. Runs nothing of what is in it."""
-    for name in (*MOUNT_POINTS, *AGENT_DIRS, "usr/local/bin", "usr/lib/voidbox", "var/log", "mnt"):
-        tree.place(name, follow=True).mkdir(parents=True, exist_ok=True)
+    for name, mode in _DIRECTORIES.items():
+        path = tree.place(name, follow=True)
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(mode)
     for name, text in _FILES.items():
         _write(tree, name, text.encode())
     for name, target in _LINKS.items():

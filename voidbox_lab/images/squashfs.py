@@ -21,23 +21,19 @@ _OPTIONS: dict[Compression, tuple[str, ...]] = {
 }
 
 
-def make(tree: Path, target: Path, *, compression: Compression, pseudo: Sequence[str] = ()) -> None:
-    """Write the directory `tree` as a squashfs file to `target` (replaced if there).
-
-    `pseudo` are mksquashfs pseudo-file definitions, e.g. ``/workspace d 755 1000 1000``: the only way in
-    which anything gets an owner other than root.
+def make(tree: Path, target: Path, *, compression: Compression) -> None:
+    """Write the directory `tree` as a squashfs file to `target` (replaced if there); all of it belongs to root.
 
     Raises:
         Unavailable: squashfs-tools are missing.
         ProviderError: mksquashfs failed.
     """
     target.unlink(missing_ok=True)
-    owners = [word for line in pseudo for word in ("-p", line)]
     tools.run(
         [
             "mksquashfs", tree, target, "-noappend", "-no-progress", "-quiet", "-no-xattrs", "-reproducible",
             "-all-root", "-all-time", "0", "-mkfs-time", "0", "-no-exports", "-b", "131072",
-            *_OPTIONS[compression], *owners,
+            *_OPTIONS[compression],
         ],
         timeout_s=_TIMEOUT_S,
     )  # fmt: skip
