@@ -42,6 +42,9 @@ class Settings:
     """`VOIDBOX_ACCEL`."""
     vsock: VsockChoice = "auto"
     """`VOIDBOX_VSOCK`."""
+    boot_log: Path | None = None
+    """`VOIDBOX_BOOT_LOG`: every box that boots appends a line of JSON there, so that a test run or an
+    administrator can count what really booted."""
 
     @classmethod
     def from_env(cls, env: dict[str, str] | None = None) -> Settings:
@@ -71,6 +74,7 @@ class Settings:
             libvirt_uri=env.get("VOIDBOX_LIBVIRT_URI") or None,
             accel=_choice(env, "VOIDBOX_ACCEL", get_args(AccelChoice)),
             vsock=_choice(env, "VOIDBOX_VSOCK", get_args(VsockChoice)),
+            boot_log=Path(env["VOIDBOX_BOOT_LOG"]) if env.get("VOIDBOX_BOOT_LOG") else None,
         )
 
     @property

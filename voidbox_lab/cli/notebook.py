@@ -1,0 +1,114 @@
+"""``voidbox run NOTEBOOK``: execute a notebook headless and print what its runs found.
+
+The notebook's own code decides what runs; this reads the run records that its cells displayed.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import nbformat
+import typer
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from rich.markup import escape
+
+from voidbox_lab.cli.output import ago, dollars, err, out, print_json
+from voidbox_lab.errors import CommandFailed, LimitExceeded, ProviderError, UserError
+
+RUN_MIME = "application/vnd.voidbox.run+json"
+"""What `voidbox_lab.widgets` gives a run's output in a notebook."""
+
+
+def run(
+    notebook: Annotated[Path, typer.Argument(help="A .ipynb file.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the executed notebook here.", show_default=False)
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Bound on each cell, in seconds.")] = 900,
+    json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
+) -> None:
+    """Execute a notebook headless and print, for each stage, its answer and what it ran on."""
+    book = _read(notebook)
+    began = time.monotonic()
+    if not json:
+        err.print(f"executing {escape(str(notebook))} …")
+    trouble = _execute(book, notebook, timeout)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(book, output)
+    found = runs(book)
+    if json:
+        print_json(found)
+    else:
+        for record in found:
+            _show(record)
+        out.print(f"notebook: {len(found)} run(s) in {ago(time.monotonic() - began)}")
+    if trouble is not None:
+        raise trouble
+    if any(record["state"] != "succeeded" for record in found):
+        raise CommandFailed(f"A run in {notebook} did not succeed; its trouble is printed above.", exit_code=1)
+
+
+def runs(book: Any) -> list[dict[str, Any]]:
+    """The run records that the notebook's outputs hold, in order, each run once in its last state."""
+    last: dict[str, dict[str, Any]] = {}
+    for cell in book.cells:
+        for shown in cell.get("outputs", []):
+            record = shown.get("data", {}).get(RUN_MIME)
+            if isinstance(record, dict) and "run" in record:
+                last[record["run"]] = record
+    return list(last.values())
+
+
+def _read(path: Path) -> Any:
+    try:
+        return nbformat.read(path, as_version=4)
+    except OSError as e:
+        raise UserError(f"The notebook {path} cannot be read ({e.strerror}); check the path.") from e
+    except nbformat.reader.NotJSONError as e:
+        raise UserError(f"{path} is not a notebook (not JSON); give a .ipynb file.") from e
+
+
+def _execute(book: Any, path: Path, timeout: float) -> CommandFailed | LimitExceeded | ProviderError | None:
+    """Execute in place; the trouble, if any, after which the cells before it keep their outputs."""
+    name = book.metadata.get("kernelspec", {}).get("name", "python3")
+    client = NotebookClient(
+        book, timeout=timeout, kernel_name=name, resources={"metadata": {"path": str(path.parent or Path())}}
+    )
+    try:
+        client.execute()
+    except CellTimeoutError:
+        return LimitExceeded(
+            f"A cell of {path} took longer than {timeout:g} s; give --timeout a larger number.",
+            limit="time",
+            value=timeout,
+            unit="s",
+            source="user",
+        )
+    except CellExecutionError as e:
+        return CommandFailed(f"A cell of {path} failed: {e.ename}: {e.evalue}", exit_code=1)
+    except DeadKernelError:
+        return ProviderError(f"The kernel of {path} died; run the notebook in JupyterLab to see why.")
+    return None
+
+
+def _show(record: dict[str, Any]) -> None:
+    for name, stage in record["stages"].items():
+        out.rule(f"[bold]{escape(name)}[/] · {stage['state']}", align="left")
+        if stage.get("output"):
+            out.print(escape(stage["output"].strip()))
+        if stage.get("trouble"):
+            out.print(f"[red]{escape(stage['trouble']['message'])}[/]")
+        facts = {
+            "isolation": stage.get("isolation"),
+            "vsock": stage.get("vsock"),
+            "model": f"{stage.get('model')} ({stage.get('model_source')})",
+            "tokens": stage.get("tokens"),
+            "cost": dollars(stage.get("cost_usd")),
+            "boot": ago(stage.get("boot_s")),
+            "time": ago(stage.get("duration_s")),
+        }
+        out.print("  ".join(f"[dim]{k}[/] {escape(str(v))}" for k, v in facts.items()))
