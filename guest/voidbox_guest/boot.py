@@ -1,0 +1,140 @@
+"""What PID 1 does once, before it serves: mounts, boot data, identity, the call to the host.
+
+Not used in tests on a host; everything after this works on any socket.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_VSOCK, SOCK_CLOEXEC, SOCK_STREAM, sethostname
+from _socket import socket as raw_socket
+from time import CLOCK_REALTIME, clock_settime_ns, monotonic, sleep
+
+from wire.frames import Decoder
+from wire.handshake import GuestSide, HandshakeError
+from wire.jsonlite import loads
+from wire.protocol import BOOT_DATA, HANDSHAKE_S, READY_LINE
+
+from . import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+DIAL_S = 30.0
+HOST = 2
+"""The host's CID (vsock(7))."""
+
+_QUIET = kernel.MS_NOSUID | kernel.MS_NODEV
+_MOUNTS = (
+    ("proc", "/proc", "proc", _QUIET | kernel.MS_NOEXEC, ""),
+    ("sysfs", "/sys", "sysfs", _QUIET | kernel.MS_NOEXEC, ""),
+    ("devtmpfs", "/dev", "devtmpfs", kernel.MS_NOSUID, "mode=0755"),
+    ("devpts", "/dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, "mode=0620,ptmxmode=0666"),
+    ("tmpfs", "/dev/shm", "tmpfs", _QUIET, "mode=1777,size=25%"),
+    ("tmpfs", "/run", "tmpfs", _QUIET, "mode=0755,size=10%"),
+    ("tmpfs", "/tmp", "tmpfs", _QUIET, "mode=1777,size=50%"),
+)
+
+
+def mount_all() -> None:
+    """Mount what the initramfs has not. Raises OSError."""
+    try:
+        with open("/proc/self/mounts", "rb") as table:
+            mounted = {line.split()[1] for line in table}
+    except FileNotFoundError:
+        mounted = set()
+    for source, target, kind, flags, data in _MOUNTS:
+        if target.encode() not in mounted:
+            os.makedirs(target, exist_ok=True)
+            kernel.mount(source, target, kind, flags, data)
+    for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        if not os.path.lexists("/dev/" + name):
+            os.symlink(target, "/dev/" + name)
+
+
+def own_descriptors() -> None:
+    """Standard input from nowhere, output and errors to the kernel log.
+
+    Not the console: a tty's back-pressure stalls whoever writes to it.
+    """
+    null = os.open("/dev/null", os.O_RDWR)
+    log = os.open("/dev/kmsg", os.O_WRONLY)
+    for target, fd in ((0, null), (1, log), (2, log)):
+        os.dup2(fd, target)
+    for fd in (null, log):
+        if fd > 2:
+            os.close(fd)
+
+
+def read_boot_data() -> dict[str, Any]:
+    """The box's boot data, which only root can read. Raises OSError or WireError."""
+    with open(BOOT_DATA, "rb") as file:
+        data = loads(file.read())
+    if data.get("version") != 1:
+        raise ValueError("the boot data has an unknown version")
+    return data
+
+
+def identify(data: dict[str, Any]) -> None:
+    """Take on `hostname`, `time_ns` and `entropy` (hex), as far as given. Raises OSError or ValueError."""
+    if data.get("entropy"):
+        kernel.add_entropy(bytes.fromhex(data["entropy"]))
+    if data.get("time_ns"):
+        clock_settime_ns(CLOCK_REALTIME, int(data["time_ns"]))
+    if data.get("hostname"):
+        sethostname(str(data["hostname"])[:63])
+
+
+def announce() -> None:
+    """Write the ready line to the console, if the kernel has one."""
+    try:
+        console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        os.write(console, READY_LINE.encode() + b"\n")
+    finally:
+        os.close(console)
+
+
+def dial(port: int) -> raw_socket:
+    """A connection to the host's control port. Raises OSError after `DIAL_S`."""
+    deadline = monotonic() + DIAL_S
+    while True:
+        sock = raw_socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC)
+        try:
+            sock.settimeout(5.0)
+            sock.connect((HOST, port))
+        except OSError:
+            sock.close()
+            if monotonic() >= deadline:
+                raise
+            sleep(0.1)
+        else:
+            return sock
+
+
+def shake_hands(sock: raw_socket, secret: bytes) -> tuple[Decoder, list[Any]]:
+    """Prove ourselves to the host and the host to us; returns what came after it.
+
+    Raises HandshakeError, WireError, or OSError (a time-out included).
+    """
+    sock.settimeout(HANDSHAKE_S)
+    side, decoder = GuestSide(secret), Decoder()
+    sock.sendall(side.hello())
+    while True:
+        data = sock.recv(4096)
+        if not data:
+            raise OSError("the host closed the connection during the handshake")
+        frames = decoder.feed(data)
+        while frames:
+            try:
+                answer = side.receive(frames.pop(0))
+            except HandshakeError as error:
+                if error.reject:
+                    sock.sendall(error.reject)
+                raise
+            if side.done:
+                return decoder, frames
+            sock.sendall(answer)

@@ -1,0 +1,128 @@
+"""The system calls that Python has no name for: mount, prctl, Landlock, and the ioctls of boot.
+
+Numbers and structures from the kernel's uapi headers (linux/landlock.h, linux/prctl.h, linux/random.h,
+linux/sockios.h); those used here are the same on x86-64 and arm64, except where noted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+
+_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
+
+# System call numbers of 5.13 and later are the same everywhere (asm-generic/unistd.h).
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_LANDLOCK_RULE_PATH_BENEATH = 1
+_LANDLOCK_ACCESS_FS_EXECUTE = 1
+
+_RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_RB_POWER_OFF = 0x4321FEDC
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
+    """mount(2). Raises OSError."""
+    _check(
+        _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode()), target
+    )
+
+
+def become_subreaper() -> None:
+    """Orphaned descendants become this process's children (prctl(2)), as they do for PID 1."""
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+
+
+def no_new_privileges() -> None:
+    """From here on execve(2) grants nothing: set-uid bits and file capabilities are ignored, for ever."""
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+
+
+def power_off() -> None:
+    """Write back and power off (reboot(2)). Returns only on failure."""
+    os.sync()
+    _libc.reboot(_RB_POWER_OFF)
+
+
+def landlock_abi() -> int:
+    """The kernel's Landlock version; 0 when it has none or it is switched off."""
+    version = _syscall(
+        _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_LANDLOCK_CREATE_RULESET_VERSION)
+    )
+    return max(0, version)
+
+
+def landlock_execute_only(paths: list[str]) -> int:
+    """A ruleset, as a close-on-exec descriptor, that allows to execute only what is at or below `paths`.
+
+    Everything but execution stays as it was. Raises OSError, with the path where one is to blame.
+    """
+    handled = ctypes.c_uint64(_LANDLOCK_ACCESS_FS_EXECUTE)
+    ruleset = _check(
+        _syscall(_LANDLOCK_CREATE_RULESET, ctypes.byref(handled), ctypes.c_size_t(8), ctypes.c_uint32(0)),
+        "landlock_create_ruleset",
+    )
+    try:
+        for path in paths:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                # struct landlock_path_beneath_attr is packed: u64 allowed_access, s32 parent_fd.
+                rule = _LANDLOCK_ACCESS_FS_EXECUTE.to_bytes(8, "little") + fd.to_bytes(4, "little")
+                _check(
+                    _syscall(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_PATH_BENEATH, rule, ctypes.c_uint32(0)),
+                    path,
+                )
+            finally:
+                os.close(fd)
+    except OSError:
+        os.close(ruleset)
+        raise
+    return ruleset
+
+
+def landlock_restrict(ruleset: int) -> None:
+    """Bind this process and all its children to `ruleset`; needs `no_new_privileges` first."""
+    _check(_syscall(_LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint32(0)), "landlock_restrict_self")
+
+
+def add_entropy(entropy: bytes) -> None:
+    """Credit `entropy` to the kernel's pool and reseed the generator at once (random(4))."""
+    from fcntl import ioctl
+
+    fd = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        # struct rand_pool_info: int entropy_count (bits), int buf_size, bytes.
+        size = len(entropy)
+        ioctl(fd, _RNDADDENTROPY, (size * 8).to_bytes(4, "little") + size.to_bytes(4, "little") + entropy)
+        ioctl(fd, _RNDRESEEDCRNG)
+    finally:
+        os.close(fd)
+
+
+def loopback_up() -> None:
+    """Bring ``lo`` up (netdevice(7)); the kernel gives it 127.0.0.1 by itself."""
+    from _socket import AF_INET, SOCK_DGRAM
+    from _socket import socket as raw_socket
+    from fcntl import ioctl
+
+    sock = raw_socket(AF_INET, SOCK_DGRAM)
+    try:
+        request = b"lo".ljust(16, b"\0") + bytes(24)
+        flags = int.from_bytes(ioctl(sock.fileno(), _SIOCGIFFLAGS, request)[16:18], "little") | _IFF_UP
+        ioctl(sock.fileno(), _SIOCSIFFLAGS, request[:16] + flags.to_bytes(2, "little") + bytes(22))
+    finally:
+        sock.close()

@@ -1,0 +1,466 @@
+"""Commands: started, fed, read, timed, killed with everything they started, and reaped.
+
+A command's stream ends when it is over for good: its leader has exited, its outputs are at their end and its tree
+is dead. What a leader leaves behind is killed; a service lives as long as the command that holds it.
+"""
+
+from __future__ import annotations
+
+import os
+from _collections import deque
+from _signal import SIGKILL, SIGTERM
+from errno import EACCES, ENOENT, ENOEXEC
+from select import POLLHUP, poll
+from time import monotonic
+
+from wire.protocol import (
+    AGENT_HOME,
+    AGENT_UID,
+    BAD_REQUEST,
+    BUSY,
+    CANCELLED,
+    DENIED,
+    INTERNAL,
+    KILL_GRACE_S,
+    LINGER_S,
+    MAX_ARGS,
+    MAX_EXECS,
+    NOT_EXECUTABLE,
+    NOT_FOUND,
+    STDERR,
+    STDIN,
+    STDOUT,
+)
+
+from . import policy as policies
+from .calls import Call, Handler, OpError, os_error
+from .loop import BROKEN, READ, WRITE
+from .spawn import MAX_REPORT, Command, spawn
+from .trees import CgroupTree, SessionTree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .loop import Loop, Timer
+    from .policy import Policy
+
+GIVE_UP_S = 5.0
+"""Seconds after SIGKILL until an output that is still held open (a process in D state) is abandoned."""
+SWEEP_S = 0.05
+
+
+class Commands:
+    """All commands of a box, and the reaping of every child PID 1 has or inherits."""
+
+    def __init__(self, loop: Loop, policy: Policy, *, cgroups: bool, switch_user: bool) -> None:
+        self._loop = loop
+        self._policy = policy
+        self._tree = CgroupTree if cgroups else SessionTree
+        self._switch_user = switch_user
+        self._running: dict[int, Running] = {}
+        self._dying: list[CgroupTree | SessionTree] = []
+        self._sweeper: Timer | None = None
+        self._serial = 0
+
+    def operation(self, call: Call) -> None:
+        """Start a command; see `wire.protocol` for the fields."""
+        if len(self._running) >= MAX_EXECS:
+            raise OpError(BUSY, f"{MAX_EXECS} commands are running in this box already")
+        command = self._command(call)
+        timeout = call.number("timeout_s", 0.0, 0.0, 1e7)
+        self._serial += 1
+        running = Running(self._loop, self, call, command, self._tree(f"x{self._serial}"))
+        call.handler = running
+        running.start(call.flag("stdin"), timeout)
+
+    def started(self, pid: int, running: Running) -> None:
+        """`running` has the leader `pid`."""
+        self._running[pid] = running
+
+    def reap(self) -> None:
+        """Collect every dead child; tell the commands whose leaders are among them."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if not pid:
+                break
+            running = self._running.pop(pid, None)
+            if running is not None:
+                running.exited(status)
+        self._sweep()
+
+    def bury(self, tree: CgroupTree | SessionTree) -> None:
+        """Remove `tree` as soon as the last of its processes is reaped."""
+        if not tree.remove():
+            self._dying.append(tree)
+            self._arm()
+
+    def _sweep(self) -> None:
+        if self._dying:
+            self._dying = [tree for tree in self._dying if not tree.remove()]
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._dying and self._sweeper is None:
+            self._sweeper = self._loop.after(SWEEP_S, self._swept)
+
+    def _swept(self) -> None:
+        self._sweeper = None
+        self._sweep()
+
+    def _command(self, call: Call) -> Command:
+        argv = call.request.get("argv")
+        env = call.request.get("env", {})
+        if (
+            type(argv) is not list
+            or not 1 <= len(argv) <= MAX_ARGS
+            or not all(_plain(a) for a in argv)
+            or not argv[0]
+        ):
+            raise OpError(BAD_REQUEST, f"argv must be 1 to {MAX_ARGS} strings without NUL, the first not empty")
+        if type(env) is not dict or len(env) > MAX_ARGS or not all(_plain(v) for v in env.values()):
+            raise OpError(BAD_REQUEST, f"env must be at most {MAX_ARGS} strings without NUL")
+        if not all(key and "=" not in key and "\0" not in key for key in env):
+            raise OpError(BAD_REQUEST, "a name in env is empty or holds '=' or NUL")
+        user = call.text("user", "agent")
+        if user not in ("agent", "root"):
+            raise OpError(BAD_REQUEST, "user must be agent or root")
+        agent = user == "agent"
+        home = AGENT_HOME if agent else "/root"
+        full = {"PATH": policies.PATH, "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8", **env}
+        limits = policies.rlimits(call.request.get("rlimits", {}))
+        return Command(
+            [os.fsencode(a) for a in argv],
+            {os.fsencode(k): os.fsencode(v) for k, v in full.items()},
+            os.fsencode(call.path("cwd", "/workspace")),
+            (AGENT_UID if agent else 0) if self._switch_user else None,
+            {**self._policy.limits, **limits} if agent else limits,
+            self._policy if agent else None,
+        )
+
+    def explain(self, stage: str, number: int, command: Command) -> OpError:
+        """The typed error for a report from between fork and exec."""
+        program = os.fsdecode(command.argv[0])
+        if stage == "cwd":
+            return os_error(OSError(number, ""), f"working directory {os.fsdecode(command.cwd)}")
+        if stage == "exec" and number == ENOENT:
+            return OpError(NOT_FOUND, f"there is no program {program} in this image")
+        if stage == "exec" and number == EACCES:
+            for path in command.candidates():
+                reason = (
+                    self._policy.refusal(os.fsdecode(path)) if os.path.exists(path) and command.policy else None
+                )
+                if reason:
+                    return OpError(DENIED, reason, rule="commands")
+            return OpError(DENIED, f"{program} is not executable for this user")
+        if stage == "exec" and number == ENOEXEC:
+            return OpError(NOT_EXECUTABLE, f"{program} is not a program this guest can run")
+        if not number:
+            return OpError(INTERNAL, f"{program} could not be started (at {stage})")
+        return os_error(OSError(number, ""), f"{program} (at {stage})")
+
+
+def _plain(value: object) -> bool:
+    return type(value) is str and "\0" not in value
+
+
+class Running(Handler):
+    """One command from fork to reply."""
+
+    __slots__ = (
+        "_call",
+        "_command",
+        "_commands",
+        "_dropped",
+        "_end_time",
+        "_giving_up",
+        "_killer",
+        "_loop",
+        "_oom",
+        "_outputs",
+        "_over",
+        "_pid",
+        "_report",
+        "_start_time",
+        "_status",
+        "_stdin",
+        "_stdin_ended",
+        "_stdin_queue",
+        "_timed_out",
+        "_tree",
+    )
+
+    def __init__(
+        self, loop: Loop, commands: Commands, call: Call, command: Command, tree: CgroupTree | SessionTree
+    ) -> None:
+        self._loop, self._commands, self._call, self._command, self._tree = loop, commands, call, command, tree
+        self._pid = 0
+        self._report = -1
+        self._stdin = -1
+        self._stdin_queue: deque[memoryview] = deque()
+        self._stdin_ended = False
+        self._outputs: dict[int, int] = {}
+        self._status: int | None = None
+        self._killer: Timer | None = None
+        self._giving_up: Timer | None = None
+        self._dropped = False
+        self._over = False
+        self._timed_out = False
+        self._oom = False
+        self._start_time = self._end_time = 0.0
+
+    def start(self, with_stdin: bool, timeout: float) -> None:
+        """Fork. Raises OSError or OpError with nothing left behind."""
+        opened: list[int] = []
+        try:
+            if with_stdin:
+                child_in, self._stdin = os.pipe2(os.O_CLOEXEC)
+                opened += child_in, self._stdin
+            else:
+                child_in = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+                opened.append(child_in)
+            ours_out, child_out = os.pipe2(os.O_CLOEXEC)
+            opened += ours_out, child_out
+            ours_err, child_err = os.pipe2(os.O_CLOEXEC)
+            opened += ours_err, child_err
+            self._report, child_report = os.pipe2(os.O_CLOEXEC)
+            opened += self._report, child_report
+            self._start_time = monotonic()
+            self._pid = spawn(self._command, child_in, child_out, child_err, child_report, self._tree.enter_fd)
+        except OSError:
+            for fd in opened:
+                os.close(fd)
+            self._commands.bury(self._tree)
+            raise
+        self._tree.entered(self._pid)
+        self._commands.started(self._pid, self)
+        for fd in (child_in, child_out, child_err, child_report):
+            os.close(fd)
+        self._outputs = {STDOUT: ours_out, STDERR: ours_err}
+        for fd in (ours_out, ours_err, self._report):
+            os.set_blocking(fd, False)
+        self._loop.watch(self._report, READ, self._reported)
+        self._listen(STDOUT, ours_out)
+        self._listen(STDERR, ours_err)
+        if with_stdin:
+            os.set_blocking(self._stdin, False)
+            self._loop.watch(self._stdin, 0, self._stdin_ready)
+        if timeout:
+            self._killer = self._loop.after(timeout, self._expired)
+
+    # from the child
+
+    def _reported(self, _: int) -> None:
+        try:
+            report = os.read(self._report, MAX_REPORT)
+        except BlockingIOError:
+            return
+        self._close_report()
+        if not report:
+            self._call.event({"started": self._pid})
+            return
+        stage, number, *_rest = report.decode("ascii", "replace").split(":")
+        error = self._commands.explain(stage, int(number), self._command)
+        self._dropped = True
+        self._call.fail(error)
+
+    def _close_report(self) -> None:
+        if self._report >= 0:
+            self._loop.forget(self._report)
+            os.close(self._report)
+            self._report = -1
+
+    def _listen(self, channel: int, fd: int) -> None:
+        self._loop.watch(fd, READ, lambda _: self._call.guarded(self._pump, channel))
+
+    def _pump(self, channel: int) -> None:
+        """Move output to the host while there is output, credit and room."""
+        fd = self._outputs.get(channel)
+        while fd is not None:
+            room = self._call.room(channel)
+            if not room:
+                self._loop.forget(fd)
+                return
+            try:
+                data = os.read(fd, room)
+            except BlockingIOError:
+                self._listen(channel, fd)
+                return
+            if not data:
+                self._close_output(channel)
+                self._settle()
+                return
+            self._call.send(channel, data)
+
+    def _close_output(self, channel: int) -> None:
+        fd = self._outputs.pop(channel)
+        self._loop.forget(fd)
+        os.close(fd)
+        self._call.end(channel)
+
+    def exited(self, status: int) -> None:
+        """The leader was reaped."""
+        self._end_time = monotonic()
+        self._status = status
+        if self._report >= 0:
+            self._reported(0)
+        if status:
+            try:
+                self._oom = self._tree.out_of_memory()
+            except OSError:
+                self._oom = False
+        self._cancel_timers()
+        if self._outputs:
+            self._call.event({"exited": self._result()})
+            # Whoever still holds the outputs, e.g. the tail of a pipeline, gets a moment to finish.
+            self._killer = self._loop.after(LINGER_S, self._kill)
+            for channel in tuple(self._outputs):
+                self._call.guarded(self._pump, channel)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Reply and clean up once everything is over."""
+        if self._status is None or self._outputs or self._over:
+            return
+        self._over = True
+        self._cancel_timers()
+        if not self._tree.remove():
+            self._signal(SIGKILL)
+            self._commands.bury(self._tree)
+        self._close_stdin()
+        self._close_report()
+        if self._dropped:
+            self._call.fail(OpError(CANCELLED, "the command was killed on request", exit=self._result()))
+        else:
+            self._call.reply(self._result())
+
+    def _result(self) -> dict[str, Any]:
+        status = self._status or 0
+        signaled = os.WIFSIGNALED(status)
+        return {
+            "code": None if signaled else os.WEXITSTATUS(status),
+            "signal": os.WTERMSIG(status) if signaled else None,
+            "timed_out": self._timed_out,
+            "oom": self._oom,
+            "duration_s": self._end_time - self._start_time,
+        }
+
+    # ends
+
+    def _expired(self) -> None:
+        self._timed_out = True
+        self._terminate()
+
+    def _terminate(self) -> None:
+        self._cancel_timers()
+        self._signal(SIGTERM)
+        self._killer = self._loop.after(KILL_GRACE_S, self._kill)
+
+    def _kill(self) -> None:
+        self._cancel_timers()
+        self._signal(SIGKILL)
+        self._giving_up = self._loop.after(GIVE_UP_S, self._give_up)
+
+    def _give_up(self) -> None:
+        """Nothing outlives SIGKILL but a process in the kernel's hands; do not wait for that one."""
+        poller = poll()
+        for channel, fd in tuple(self._outputs.items()):
+            poller.register(fd, 0)
+            # POLLHUP: every writer is gone and only a slow reader is left, which may take its time.
+            if not any(events & POLLHUP for ready, events in poller.poll(0) if ready == fd):
+                self._close_output(channel)
+        if self._status is None:
+            self._call.fail(OpError(INTERNAL, f"the command did not die within {GIVE_UP_S:g} s of SIGKILL"))
+        self._settle()
+
+    def _signal(self, number: int) -> None:
+        try:
+            self._tree.signal(number)
+        except OSError:
+            if self._status is None:
+                os.kill(self._pid, number)
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._killer, self._giving_up):
+            if timer is not None:
+                timer.cancel()
+        self._killer = self._giving_up = None
+
+    # from the host
+
+    def on_room(self) -> None:
+        """More credit: go on reading."""
+        for channel in tuple(self._outputs):
+            self._pump(channel)
+
+    def on_data(self, channel: int, payload: bytes) -> None:
+        """Standard input. After the command closed it, it is swallowed, as a pipe's writer would see SIGPIPE."""
+        if channel != STDIN:
+            raise OpError(BAD_REQUEST, "a command takes data on channel 0 only")
+        if self._stdin < 0:
+            self._call.grant(STDIN, len(payload))
+            return
+        self._stdin_queue.append(memoryview(payload))
+        self._feed()
+
+    def on_end(self, channel: int) -> None:
+        """End of standard input."""
+        self._stdin_ended = True
+        self._feed()
+
+    def _stdin_ready(self, events: int) -> None:
+        if events & BROKEN:
+            self._call.guarded(self._drain_stdin)
+        else:
+            self._call.guarded(self._feed)
+
+    def _feed(self) -> None:
+        queue = self._stdin_queue
+        consumed = 0
+        while queue and self._stdin >= 0:
+            try:
+                written = os.write(self._stdin, queue[0])
+            except BlockingIOError:
+                break
+            except BrokenPipeError:
+                self._drain_stdin()
+                break
+            consumed += written
+            if written < len(queue[0]):
+                queue[0] = queue[0][written:]
+            else:
+                queue.popleft()
+        self._call.grant(STDIN, consumed)
+        if self._stdin >= 0:
+            if self._stdin_ended and not queue:
+                self._close_stdin()
+            else:
+                self._loop.change(self._stdin, WRITE if queue else 0)
+
+    def _drain_stdin(self) -> None:
+        """Nobody reads it any more: swallow what is queued and what may come."""
+        rest = sum(len(part) for part in self._stdin_queue)
+        self._close_stdin()
+        self._call.grant(STDIN, rest)
+
+    def _close_stdin(self) -> None:
+        if self._stdin >= 0:
+            self._loop.forget(self._stdin)
+            os.close(self._stdin)
+            self._stdin = -1
+            self._stdin_queue.clear()
+
+    def on_cancel(self, hard: bool) -> None:
+        """SIGTERM, or SIGKILL at once; a command that is over but not yet read is dropped."""
+        if not hard and self._status is None:
+            self._terminate()
+            return
+        self._dropped = True
+        for channel in tuple(self._outputs):
+            self._close_output(channel)
+        if self._status is None:
+            self._kill()
+        self._settle()

@@ -1,0 +1,185 @@
+"""The way to the host's gateway: TCP on 127.0.0.1 inside the box, spliced to vsock connections.
+
+Bytes only, no HTTP: what may pass is the gateway's business. Each direction holds at most one buffer, so a slow
+side slows the other instead of filling memory.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_INET, SO_ERROR, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET
+from _socket import socket as raw_socket
+from errno import EAGAIN, EINPROGRESS
+
+from wire.protocol import BUSY, MAX_PROXIED, PROXY_PORT
+
+from .calls import Call, OpError
+from .loop import BROKEN, READ, WRITE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .loop import Loop, Timer
+
+BUFFER = 64 * 1024
+CONNECT_S = 10.0
+"""Seconds the host gets to take a connection."""
+SHUT_WR = 1
+
+
+class Proxy:
+    """One listener. `dial(port)` gives a non-blocking socket that is connecting to the host's `port`."""
+
+    def __init__(self, loop: Loop, dial: Callable[[int], raw_socket]) -> None:
+        self._loop, self._dial = loop, dial
+        self._listener: raw_socket | None = None
+        self._splices: set[_Splice] = set()
+        self._port = 0
+
+    def operation(self, call: Call) -> dict[str, Any]:
+        """Listen on `listen` (0: any) and carry every connection to the host's `port`; replaces what was."""
+        listen = call.integer("listen", PROXY_PORT, 0, 65535)
+        self._port = call.integer("port", self._port, 1, 0xFFFFFFFE)
+        if self._listener is not None:
+            self._loop.forget(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+        listener = raw_socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC)
+        try:
+            listener.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", listen))
+            listener.listen(128)
+            listener.setblocking(False)
+        except OSError as error:
+            listener.close()
+            raise OpError(
+                BUSY, f"127.0.0.1:{listen} cannot be listened on: {os.strerror(error.errno or 0)}"
+            ) from None
+        self._listener = listener
+        self._loop.watch(listener.fileno(), READ, self._accept)
+        return {"listen": listener.getsockname()[1]}
+
+    def _accept(self, _: int) -> None:
+        assert self._listener is not None
+        try:
+            fd, _address = self._listener._accept()  # type: ignore[attr-defined]  # what socket.accept() calls
+        except OSError:
+            return
+        inner = raw_socket(fileno=fd)
+        try:
+            if len(self._splices) >= MAX_PROXIED:
+                raise OSError("too many connections")
+            inner.setblocking(False)
+            outer = self._dial(self._port)
+        except OSError:
+            inner.close()  # the client sees a reset, as from a gateway that is down
+            return
+        self._splices.add(_Splice(self._loop, inner, outer, self._splices.discard))
+
+
+def dial_vsock(port: int) -> raw_socket:
+    """A non-blocking AF_VSOCK socket on its way to the host (vsock(7), CID 2)."""
+    from _socket import AF_VSOCK
+
+    sock = raw_socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        sock.setblocking(False)
+        sock.connect((2, port))
+    except OSError as error:
+        if error.errno not in (EINPROGRESS, EAGAIN):
+            sock.close()
+            raise
+    return sock
+
+
+class _Splice:
+    """Two sockets, two buffers, half-close carried over."""
+
+    def __init__(self, loop: Loop, inner: raw_socket, outer: raw_socket, done: Callable[[_Splice], None]) -> None:
+        self._loop, self._done = loop, done
+        self._sockets = (inner, outer)
+        self._fds = (inner.fileno(), outer.fileno())
+        self._buffers: list[bytes | memoryview] = [b"", b""]
+        """What was read from each socket and not yet written to the other."""
+        self._ended = [False, False]
+        self._shut = [False, False]
+        self._connected = False
+        self._timer: Timer | None = loop.after(CONNECT_S, self._close)
+        loop.watch(self._fds[1], WRITE, lambda events: self._ready(1, events))
+
+    def _ready(self, side: int, events: int) -> None:
+        try:
+            if not self._connected:
+                self._connect()
+            else:
+                if events & (READ | BROKEN):
+                    self._read(side)
+                self._write(1 - side)
+                self._write(side)
+            self._wait()
+        except OSError:
+            self._close()
+
+    def _connect(self) -> None:
+        error = self._sockets[1].getsockopt(SOL_SOCKET, SO_ERROR)
+        if error:
+            raise OSError(error, "connect")
+        self._connected = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.watch(self._fds[0], READ, lambda events: self._ready(0, events))
+
+    def _read(self, side: int) -> None:
+        if self._buffers[side] or self._ended[side]:
+            return
+        try:
+            data = self._sockets[side].recv(BUFFER)
+        except OSError as error:
+            if error.errno == EAGAIN:
+                return
+            raise
+        if data:
+            self._buffers[side] = data
+        else:
+            self._ended[side] = True
+
+    def _write(self, side: int) -> None:
+        """Pass on what was read from the other socket."""
+        other = 1 - side
+        if self._buffers[other]:
+            try:
+                sent = self._sockets[side].send(self._buffers[other])
+            except OSError as error:
+                if error.errno == EAGAIN:
+                    return
+                raise
+            rest = memoryview(self._buffers[other])[sent:]
+            self._buffers[other] = rest if len(rest) else b""
+        if self._ended[other] and not self._buffers[other] and not self._shut[side]:
+            self._shut[side] = True
+            self._sockets[side].shutdown(SHUT_WR)
+
+    def _wait(self) -> None:
+        if self._shut[0] and self._shut[1]:
+            self._close()
+            return
+        for side in (0, 1):
+            events = 0
+            if not self._buffers[side] and not self._ended[side]:
+                events |= READ
+            if self._buffers[1 - side]:
+                events |= WRITE
+            if events:
+                self._loop.watch(self._fds[side], events, lambda ready, side=side: self._ready(side, ready))
+            else:
+                self._loop.forget(self._fds[side])
+
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for sock, fd in zip(self._sockets, self._fds, strict=True):
+            self._loop.forget(fd)
+            sock.close()
+        self._done(self)

@@ -1,0 +1,107 @@
+"""From fork to execve: starts one command with its own session, descriptors, limits and identity.
+
+The child runs a few dozen lines of this warm interpreter and becomes the program; nothing is started twice.
+What fails between fork and exec comes back through a close-on-exec pipe as ``stage:errno``.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from _signal import SIG_DFL, SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ, set_wakeup_fd, signal
+from errno import EACCES, ENOENT, ENOTDIR
+
+from .policy import PATH
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .policy import Policy
+
+MAX_REPORT = 64
+
+
+class Command:
+    """What to run, checked: `uid` None means: as this process (tests on a host)."""
+
+    __slots__ = ("argv", "cwd", "env", "limits", "policy", "uid")
+
+    def __init__(
+        self,
+        argv: list[bytes],
+        env: dict[bytes, bytes],
+        cwd: bytes,
+        uid: int | None,
+        limits: dict[int, int],
+        policy: Policy | None,
+    ) -> None:
+        self.argv, self.env, self.cwd = argv, env, cwd
+        self.uid, self.limits, self.policy = uid, limits, policy
+
+    def candidates(self) -> list[bytes]:
+        """Where the program may be: the name itself if it has a slash, else along the command's own PATH."""
+        name = self.argv[0]
+        if b"/" in name:
+            return [name]
+        path = self.env.get(b"PATH", PATH.encode())
+        return [directory + b"/" + name for directory in path.split(b":") if directory]
+
+
+def spawn(command: Command, stdin: int, stdout: int, stderr: int, report: int, cgroup: int) -> int:
+    """Fork and, in the child, become `command`. Returns the child's pid.
+
+    The descriptors are the child's ends; `report` is the write end of the error pipe, `cgroup` an open
+    cgroup.procs or -1. Raises OSError if fork(2) fails.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    stage = "setup"
+    try:
+        set_wakeup_fd(-1)
+        for number in (SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ):
+            signal(number, SIG_DFL)
+        os.setsid()
+        if cgroup >= 0:
+            os.write(cgroup, b"0")
+        for target, fd in enumerate((stdin, stdout, stderr)):
+            os.dup2(fd, target)
+        os.umask(0o022)
+        for number, value in command.limits.items():
+            resource.setrlimit(number, _within_hard(number, value))
+        stage = "user"
+        if command.uid is not None:
+            os.setgroups([])
+            os.setresgid(command.uid, command.uid, command.uid)
+            os.setresuid(command.uid, command.uid, command.uid)
+        stage = "cwd"
+        os.chdir(command.cwd)
+        stage = "policy"
+        if command.policy is not None:
+            command.policy.enter()
+        stage = "exec"
+        number = ENOENT
+        for path in command.candidates():
+            try:
+                os.execve(path, command.argv, command.env)
+            except OSError as error:
+                # As execvp(3): keep looking, but a refusal says more than an absence.
+                if error.errno not in (ENOENT, ENOTDIR, EACCES):
+                    number = error.errno or ENOENT
+                    break
+                if error.errno == EACCES:
+                    number = EACCES
+        os.write(report, f"exec:{number}".encode())
+    except OSError as error:
+        os.write(report, f"{stage}:{error.errno or 0}".encode())
+    except BaseException as error:
+        os.write(report, f"{stage}:0:{type(error).__name__}".encode()[:MAX_REPORT])
+    finally:
+        os._exit(127)
+
+
+def _within_hard(number: int, value: int) -> tuple[int, int]:
+    """Both limits at `value`; an unprivileged process (tests) may not raise its hard limit."""
+    hard = resource.getrlimit(number)[1]
+    if os.geteuid() != 0 and hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    return value, value
