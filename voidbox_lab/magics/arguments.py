@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         try:
             words = shlex.split(line)
         except ValueError as e:
-            raise UserError(f"{self.prog}: a quotation mark has no partner; quote values like \"this one\".") from e
+            raise UserError(f'{self.prog}: a quotation mark has no partner; quote values like "this one".') from e
         self._check_options(words)
         if "-h" in words or "--help" in words:
             return argparse.Namespace(help=True)
@@ -93,12 +93,18 @@ def stage_parser() -> Parser:
     """``%%voidbox stage``."""
     p = Parser("%%voidbox stage", "Declare a stage: an agent in a box of its own; the cell's text is its prompt.")
     p.add_argument("name", help="name of the stage")
-    p.add_argument("--model", required=True, help="PROVIDER:NAME, e.g. anthropic:claude-sonnet-4-5, scripted:quickstart")
-    p.add_argument("--skill", action="append", default=[], metavar="NAME", help="a declared skill; repeat for more")
+    p.add_argument(
+        "--model", required=True, help="PROVIDER:NAME, e.g. anthropic:claude-sonnet-4-5, scripted:quickstart"
+    )
+    p.add_argument(
+        "--skill", action="append", default=[], metavar="NAME", help="a declared skill; repeat for more"
+    )
     p.add_argument("--agent", default="lab-agent", metavar="NAME", help="the agent program (default: lab-agent)")
     p.add_argument("--memory", type=MEMORY, default=512, metavar="MB", help="the box's memory (default: 512)")
     p.add_argument("--vcpus", type=_whole(1, 64, "vCPUs"), default=1, metavar="N", help="its CPUs (default: 1)")
-    p.add_argument("--timeout", type=_seconds, default=300, metavar="S", help="seconds for the agent (default: 300)")
+    p.add_argument(
+        "--timeout", type=_seconds, default=300, metavar="S", help="seconds for the agent (default: 300)"
+    )
     p.add_argument(
         "--allow-command", action="append", metavar="PROGRAM",
         help="a program the agent may execute, and no other; repeat for more (default: all of the image's)",
@@ -108,10 +114,16 @@ def stage_parser() -> Parser:
 
 def run_parser() -> Parser:
     """``%voidbox run``."""
-    p = Parser("%voidbox run", "Run stages and show them here: 'a', 'a b' side by side, 'a | [b, c] | d' as a pipeline.")
+    p = Parser(
+        "%voidbox run", "Run stages and show them here: 'a', 'a b' side by side, 'a | [b, c] | d' as a pipeline."
+    )
     p.add_argument("stages", nargs="+", metavar="STAGE", help="declared stages")
-    p.add_argument("--input", action="append", default=[], metavar="FILE", help="goes into /workspace/input; repeat")
-    p.add_argument("--timeout", type=_seconds, metavar="S", help="seconds per stage, instead of what each declares")
+    p.add_argument(
+        "--input", action="append", default=[], metavar="FILE", help="goes into /workspace/input; repeat"
+    )
+    p.add_argument(
+        "--timeout", type=_seconds, metavar="S", help="seconds per stage, instead of what each declares"
+    )
     p.add_argument("--quiet", action="store_true", help="show nothing, only return the run")
     p.add_argument("--allow-failure", action="store_true", help="return a run that failed instead of raising")
     return p

@@ -32,7 +32,7 @@ WAITING = frozenset({"run", "attach", "cancel", "runs"})
 
 
 @magics_class
-class VoidboxMagics(Magics):  # type: ignore[misc]
+class VoidboxMagics(Magics):
     """``%voidbox`` and ``%%voidbox`` of one shell."""
 
     def __init__(self, shell: Any, registry: Registry) -> None:
@@ -44,7 +44,11 @@ class VoidboxMagics(Magics):  # type: ignore[misc]
     @no_var_expand  # a prompt may hold braces and dollar signs
     @line_cell_magic
     def voidbox(self, line: str, cell: str | None = None) -> Any:
-        """Run AI agents in micro-VMs: %%voidbox skill | stage, %voidbox run | attach | cancel | runs | skills | stages.
+        """Run AI agents in micro-VMs.
+
+        %%voidbox skill, %%voidbox stage        declare, in a cell
+        %voidbox run, attach, cancel, runs      act
+        %voidbox skills, stages                 list what is declared
 
         Each has --help.
         """
@@ -96,9 +100,7 @@ class VoidboxMagics(Magics):  # type: ignore[misc]
     # Declarations
 
     def _skill(self, options: argparse.Namespace, cell: str) -> None:
-        self.registry.declare_skill(
-            Skill.from_markdown(cell, name=options.name, description=options.description)
-        )
+        self.registry.declare_skill(Skill.from_markdown(cell, name=options.name, description=options.description))
 
     def _stage(self, options: argparse.Namespace, cell: str) -> None:
         if not cell.strip():
@@ -146,7 +148,9 @@ class VoidboxMagics(Magics):  # type: ignore[misc]
         async with AsyncClient() as client:
             return await self._show(client, await client.run(options.run), options, owner=False)
 
-    async def _show(self, client: AsyncClient, record: RunRecord, options: argparse.Namespace, *, owner: bool) -> Any:
+    async def _show(
+        self, client: AsyncClient, record: RunRecord, options: argparse.Namespace, *, owner: bool
+    ) -> Any:
         surface = choose(quiet=options.quiet, shell=self.shell)
         final = await follow(client, record, surface, owner=owner)
         error = failure(final)

@@ -13,10 +13,14 @@ from voidbox_lab.spec.model import Provider
 
 SCRIPTED = ("quickstart",)
 """Scripted models that ship with the gateway."""
-MODELS = tuple(f"scripted:{name}" for name in SCRIPTED) + tuple(f"{p}:" for p in get_args(Provider) if p != "scripted")
+MODELS = tuple(f"scripted:{name}" for name in SCRIPTED) + tuple(
+    f"{p}:" for p in get_args(Provider) if p != "scripted"
+)
 
 
-def matcher(registry: Registry, runs: Callable[[], Iterable[str]]) -> Callable[[CompletionContext], SimpleMatcherResult]:
+def matcher(
+    registry: Registry, runs: Callable[[], Iterable[str]]
+) -> Callable[[CompletionContext], SimpleMatcherResult]:
     """A matcher for ``Completer.custom_matchers`` over what `registry` holds and the ids that `runs` gives."""
 
     @context_matcher(identifier="voidbox")  # type: ignore[untyped-decorator]
@@ -35,7 +39,9 @@ def matcher(registry: Registry, runs: Callable[[], Iterable[str]]) -> Callable[[
 
 def candidates(line: str, registry: Registry, runs: Iterable[str]) -> list[str]:
     """What may stand at the end of `line`, the text up to the cursor; the last word may be half written."""
-    head, magic, rest = line.rpartition("%%voidbox ") if line.lstrip().startswith("%%") else line.rpartition("%voidbox ")
+    head, magic, rest = (
+        line.rpartition("%%voidbox ") if line.lstrip().startswith("%%") else line.rpartition("%voidbox ")
+    )
     if not magic or (head.strip() and not head.rstrip().endswith("=")):
         return []
     known: dict[str, Any] = CELL if magic.startswith("%%") else LINE
@@ -49,6 +55,13 @@ def candidates(line: str, registry: Registry, runs: Iterable[str]) -> list[str]:
     options = known[name]().options
     previous = before[-1]
     if previous in options and options[previous].nargs != 0:
-        return {"--skill": list(registry.skills), "--model": list(MODELS), "--agent": ["lab-agent"]}.get(previous, [])
-    free = {"run": list(registry.stages), "attach": list(runs), "cancel": list(runs), "skill": list(registry.skills)}
+        return {"--skill": list(registry.skills), "--model": list(MODELS), "--agent": ["lab-agent"]}.get(
+            previous, []
+        )
+    free = {
+        "run": list(registry.stages),
+        "attach": list(runs),
+        "cancel": list(runs),
+        "skill": list(registry.skills),
+    }
     return [*free.get(name, []), *options]

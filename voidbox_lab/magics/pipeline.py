@@ -37,7 +37,9 @@ def _group(part: str) -> list[str]:
     inner = tokens[1:-1] if bracketed else tokens
     names = [t for t in inner if t != ","]
     if any(t in "[]" for t in inner) or (not bracketed and "," in inner):
-        raise UserError(f"The stages {part.strip()!r} cannot be read; write it like 'a', 'a | b' or 'a | [b, c] | d'.")
+        raise UserError(
+            f"The stages {part.strip()!r} cannot be read; write it like 'a', 'a | b' or 'a | [b, c] | d'."
+        )
     return names
 
 

@@ -30,10 +30,11 @@ def present(state: ViewState, now: float) -> dict[str, Any]:
     """The whole view. `now` is UNIX time, for elapsed times of what is still running."""
     end = state.finished_at or now
     stages = [_stage(s, now) for s in state.stages.values()]
-    facts = [count(len(stages), "stage")] if len(stages) > 1 else []
-    if state.tokens.total:
-        facts.append(tokens(state.tokens))
-        facts.append(cost(state.cost_usd, {s.model_source for s in state.stages.values()}))
+    facts = []
+    if len(stages) > 1:  # else the stage's own line says it all
+        facts.append(count(len(stages), "stage"))
+        if state.tokens.total:
+            facts += [tokens(state.tokens), cost(state.cost_usd, {s.model_source for s in state.stages.values()})]
     return {
         "run": state.run,
         "state": state.state,
@@ -78,7 +79,8 @@ def _head(stage: StageView, now: float) -> dict[str, Any]:
         "cpu": spark(stage.cpu),
         "cpu_label": f"CPU {stage.cpu[-1]:.0%}" if stage.cpu else "",
         "memory": spark(stage.memory),
-        "memory_label": _memory(stage) if stage.memory else "",
+        "memory_label": f"{stage.memory_used_kb / 1024:.0f} MB" if stage.memory else "",
+        "memory_title": f"Guest memory in use, of {stage.memory_total_kb / 1024:.0f} MB",
         "trouble": _message(stage.trouble),
         "answer": blocks(stage.output.text) if stage.output is not None else None,
     }
@@ -169,10 +171,16 @@ def _entry_patch(old: Entry | None, new: Entry) -> dict[str, Any]:
 
 
 _FENCE = re.compile(r"^\s*(```|~~~)")
+_ROW = re.compile(r"^\s*\|.*\|\s*$")
+_RULE = re.compile(r"^\s*\|[\s:|-]+\|\s*$")
+MAX_COLUMNS = 24
 
 
-def blocks(text: str) -> list[dict[str, str]]:
-    """`text` cut into ``prose`` and ``code`` (fenced blocks, table rows), in order; no other Markdown is read."""
+def blocks(text: str) -> list[dict[str, Any]]:
+    """`text` cut into ``prose``, ``code`` (fenced blocks) and ``table`` (pipe tables), in order.
+
+    No other Markdown is read. A table has ``rows`` of cells, the first one its header; the others have ``text``.
+    """
     found: list[tuple[str, list[str]]] = []
     fenced = False
     for line in text.strip("\n").split("\n"):
@@ -180,12 +188,23 @@ def blocks(text: str) -> list[dict[str, str]]:
             fenced = not fenced
             found.append(("code" if fenced else "prose", []))
             continue
-        kind = "code" if fenced or line.lstrip().startswith("|") else "prose"
+        kind = "code" if fenced else "table" if _ROW.match(line) else "prose"
         if not found or found[-1][0] != kind:
             found.append((kind, []))
         found[-1][1].append(line)
-    joined = [{"kind": kind, "text": "\n".join(lines).strip("\n")} for kind, lines in found]
-    return [b for b in joined if b["text"].strip()]
+    return [_block(kind, lines) for kind, lines in found if any(line.strip() for line in lines)]
+
+
+def _block(kind: str, lines: list[str]) -> dict[str, Any]:
+    if kind == "table":
+        if len(lines) > 2 and _RULE.match(lines[1]):
+            return {"kind": "table", "rows": [_cells(line) for line in (lines[0], *lines[2:])]}
+        kind = "code"  # pipes, but not a table
+    return {"kind": kind, "text": "\n".join(lines).strip("\n")}
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip()[1:-1].split("|")][:MAX_COLUMNS]
 
 
 def spark(values: tuple[float, ...]) -> str:
@@ -220,15 +239,11 @@ def tokens(t: Tokens) -> str:
 
 
 def cost(usd: float | None, sources: set[str | None]) -> str:
-    """Dollars; ``unpriced`` where a price is missing; ``no cost (scripted)`` where no model was asked."""
+    """Dollars; ``unpriced`` where a price is missing; ``no cost`` where no model was asked."""
     if usd is None:
         return "unpriced"
     if usd == 0 and sources <= {"scripted", None}:
-        return "no cost (scripted)"
+        return "no cost"
     if usd == 0:
         return "$0"
     return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}" if usd >= 0.0001 else "<$0.0001"
-
-
-def _memory(stage: StageView) -> str:
-    return f"{stage.memory_used_kb / 1024:.0f} of {stage.memory_total_kb / 1024:.0f} MB"

@@ -10,17 +10,16 @@ const make = (tag, cls, text) => {
 const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };
 const show = (node, yes) => { node.style.display = yes ? "" : "none"; };
 
-function meter(title) {
+function meter() {
   const root = make("span", "vbx-meter"), label = make("span", "vbx-label");
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
   svg.setAttribute("viewBox", "0 0 60 14");
   svg.setAttribute("preserveAspectRatio", "none");
   svg.append(line);
-  root.title = title;
   root.append(svg, label);
   show(root, false);
-  return { root, set(points, text) { show(root, text); line.setAttribute("points", points); put(label, text); } };
+  return { root, set(points, text, title) { show(root, text); root.title = title; line.setAttribute("points", points); put(label, text); } };
 }
 
 function clock(seconds) {
@@ -52,14 +51,26 @@ function fillEntry(node, entry) {
   show(node.children[2], entry.text);
 }
 
+function blockNode(block) {
+  if (block.kind !== "table") return make(block.kind === "code" ? "pre" : "div", "vbx-prose", block.text);
+  const table = make("table");
+  block.rows.forEach((cells, i) => {
+    const row = make("tr");
+    row.append(...cells.map((cell) => make(i ? "td" : "th", "", cell)));
+    table.append(row);
+  });
+  return table;
+}
+
 function stageView() {
   const root = make("section", "vbx-stage"), head = make("div", "vbx-head"), log = make("div", "vbx-log vbx-live");
   const name = make("b"), state = make("span", "vbx-state"), badges = make("span"), facts = make("span", "vbx-facts");
-  const cpu = meter("Guest CPU, busy share of all vCPUs"), memory = meter("Guest memory in use");
+  const cpu = meter(), memory = meter(), right = make("span", "vbx-right");
   const time = make("span", "vbx-time"), trouble = make("div", "vbx-trouble"), answer = make("div", "vbx-answer");
   const gap = make("div", "vbx-gap"), nodes = new Map();
   badges.style.cssText = "display:inline-flex;gap:6px;flex-wrap:wrap";
-  head.append(make("span", "vbx-dot"), name, state, badges, facts, make("span", "vbx-push"), cpu.root, memory.root, time);
+  head.append(make("span", "vbx-dot"), name, state, badges, facts, right);
+  right.append(cpu.root, memory.root, time);
   root.append(head, log, answer, trouble);
   show(answer, false);
   let stick = true;
@@ -77,8 +88,8 @@ function stageView() {
         return badge;
       }));
       put(facts, stage.facts.join(" · "));
-      cpu.set(stage.cpu, stage.cpu_label);
-      memory.set(stage.memory, stage.memory_label);
+      cpu.set(stage.cpu, stage.cpu_label, "Guest CPU, busy share of all vCPUs");
+      memory.set(stage.memory, stage.memory_label, stage.memory_title);
       for (const entry of stage.entries) {
         let node = nodes.get(entry.key);
         if (!node) nodes.set(entry.key, node = entryNode(entry)), log.append(node);
@@ -94,7 +105,7 @@ function stageView() {
       put(trouble, stage.trouble ?? "");
       show(trouble, stage.trouble);
       if (stage.answer !== undefined) {
-        answer.replaceChildren(...(stage.answer ?? []).map((b) => make(b.kind === "code" ? "pre" : "div", "vbx-prose", b.text)));
+        answer.replaceChildren(...(stage.answer ?? []).map(blockNode));
         show(answer, stage.answer);
       }
       if (stick) log.scrollTop = log.scrollHeight;
@@ -107,9 +118,10 @@ export default {
     const abort = new AbortController();
     const root = make("div", "vbx"), bar = make("div", "vbx-bar"), notes = make("div", "vbx-note");
     const id = make("span", "vbx-id"), state = make("span", "vbx-state"), facts = make("span", "vbx-facts");
-    const time = make("span", "vbx-time"), cancel = make("button", "", "Cancel"), trouble = make("div", "vbx-trouble");
+    const time = make("span", "vbx-time"), cancel = make("button", "", "Cancel"), right = make("span", "vbx-right"), trouble = make("div", "vbx-trouble");
     cancel.type = "button";
-    bar.append(make("span", "vbx-dot"), make("b", "", "run"), id, state, facts, make("span", "vbx-push"), time, cancel);
+    bar.append(make("span", "vbx-dot"), make("b", "", "run"), id, state, facts, right);
+    right.append(time, cancel);
     root.append(bar, notes, trouble);
     el.replaceChildren(root);
     let stages = new Map(), view = null, skew = 0;

@@ -1,0 +1,147 @@
+"""JupyterLab on loopback and a headless browser; a missing browser is named, never passed over in silence."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running JupyterLab."""
+
+    url: str
+    token: str
+    directory: Path
+    env: dict[str, str]
+
+    def write(self, name: str, cells: list[str]) -> str:
+        """Put a notebook of these code cells into the server's directory; returns the page's address."""
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, self.directory / name)
+        return self.page(name)
+
+    def page(self, name: str) -> str:
+        """The address of a notebook."""
+        return f"{self.url}/lab/tree/{name}?reset&token={self.token}"
+
+
+def chromium() -> str:
+    """Path of the browser; skips the test, with the package to install, if there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        path = shutil.which(name)
+        if path:
+            return path
+    pytest.skip("no chromium on this machine; install the package 'chromium'")
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """JupyterLab with directories of its own, ended with all its kernels."""
+    base = tmp_path_factory.mktemp("lab")
+    directory = base / "notebooks"
+    directory.mkdir()
+    port, token = free_port(), secrets.token_hex(16)
+    env = os.environ | {
+        "JUPYTER_CONFIG_DIR": str(base / "config"),
+        "JUPYTER_RUNTIME_DIR": str(base / "runtime"),
+        "JUPYTER_TOKEN": token,  # not on the command line, where others could read it
+        "IPYTHONDIR": str(base / "ipython"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "widgets")]),
+    }
+    settings = base / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+        f"--ServerApp.root_dir={directory}", "--ServerApp.port_retries=0", "--allow-root",
+        "--LabApp.expose_app_in_browser=True",
+    ]  # fmt: skip
+    with (base / "lab.log").open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=directory)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            await_server(url, token, process, base / "lab.log")
+            yield Lab(url, token, directory, env)
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
+
+
+def await_server(url: str, token: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 90) -> None:
+    """Wait until the server answers."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"JupyterLab ended at once:\n{log.read_text(errors='replace')[-3000:]}")
+        try:
+            request = urllib.request.Request(f"{url}/api/status", headers={"Authorization": f"token {token}"})
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.3)
+    pytest.fail(f"JupyterLab did not answer within {timeout_s} s:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless chromium."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = chromium()
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Any, shots: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A page of its own, wide enough for a notebook."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, device_scale_factor=1.5)
+    page = context.new_page()
+    page.set_default_timeout(25_000)
+    yield page
+    shots(page, f"last-{request.node.name}")
+    context.close()
+
+
+@pytest.fixture
+def shots() -> Any:
+    """Saves screenshots for the eye where `VOIDBOX_SCREENSHOTS` names a directory; asserts nothing."""
+    directory = os.environ.get("VOIDBOX_SCREENSHOTS")
+
+    def shoot(page: Any, name: str) -> None:
+        if directory:
+            Path(directory).mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=str(Path(directory) / f"{name}.png"))
+
+    return shoot

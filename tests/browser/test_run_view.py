@@ -1,0 +1,130 @@
+"""The run view in a real JupyterLab: it streams, it cancels while the cell runs, and it stays when the run is over.
+
+The daemon is replaced by `replay.py` here; `test_quickstart.py` uses a real one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+
+SETUP = "import replay; replay.install()\n%load_ext voidbox_lab"
+SKILL = "%%voidbox skill price-history --description 'How to read the price table'\nOne row per symbol and month."
+
+
+def stage(model: str, name: str = "analyst") -> str:
+    """A stage cell."""
+    return f"%%voidbox stage {name} --skill price-history --model scripted:{model}\nWhich stock did best?"
+
+
+def open_and_run(page: Any, url: str) -> None:
+    """Open a notebook and execute all of its cells."""
+    page.goto(url)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    page.locator(".jp-Notebook .jp-Cell").first.click()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def saved(lab: Any, name: str) -> dict[str, Any]:
+    """The notebook on disk."""
+    return json.loads((lab.directory / name).read_text())
+
+
+def test_the_view_streams_while_the_cell_runs_and_stays_after_a_reload(lab: Any, page: Any, shots: Any) -> None:
+    """Text appears before the end; the saved notebook shows the same result with no kernel and no widget."""
+    url = lab.write(
+        "stream.ipynb",
+        [SETUP, SKILL, stage("slow"), "run = %voidbox run analyst", "print(run.stages['analyst'].state)"],
+    )
+    open_and_run(page, url)
+    live = page.locator(".jp-OutputArea .vbx[data-vbx=running]")
+    live.get_by_text("I will look at").wait_for()
+    assert page.locator(".jp-InputPrompt", has_text="[*]").count() >= 1, "the cell is over already"
+    live.locator(".vbx-tool[data-status=error]").wait_for()
+    shots(page, "live")
+
+    frozen = page.locator(".vbx[data-vbx=succeeded] .vbx-answer")
+    frozen.get_by_text("best risk-adjusted return").wait_for()
+    page.get_by_text("succeeded", exact=True).last.wait_for()
+    assert page.locator(".vbx button").count() == 0, "the live view is still there"
+    shots(page, "frozen")
+    page.keyboard.press("Control+s")
+    deadline = time.monotonic() + 20
+    while "vbx-answer" not in json.dumps(saved(lab, "stream.ipynb")):
+        assert time.monotonic() < deadline, "the notebook was not saved within 20 s"
+        time.sleep(0.2)
+    content = saved(lab, "stream.ipynb")
+    assert "widget-view" not in json.dumps(content["cells"])
+    page.goto(url)
+    page.locator(".vbx[data-vbx=succeeded] .vbx-answer").get_by_text("best risk-adjusted return").wait_for()
+
+
+def test_the_cancel_button_works_while_the_cell_runs(lab: Any, page: Any, shots: Any) -> None:
+    """One click ends the run and the cell; the error is one sentence."""
+    cells = [SETUP, SKILL, stage("endless"), "run = %voidbox run analyst", "print('not reached')"]
+    open_and_run(page, lab.write("cancel.ipynb", cells))
+    page.locator(".vbx").get_by_text("word40 ").first.wait_for()
+    clicked = time.monotonic()
+    page.locator(".vbx button").click()
+    page.locator(".vbx[data-vbx=cancelled] .vbx-stage[data-vbx=cancelled]").wait_for()
+    page.locator(".vbx button").wait_for(state="detached")
+    assert time.monotonic() - clicked < 5
+    error = page.locator(
+        ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText"
+    )
+    error.get_by_text("Cancelled").first.wait_for()
+    assert page.get_by_text("Traceback").count() == 0
+    shots(page, "cancelled")
+
+
+def test_the_stop_button_cancels_the_run(lab: Any, page: Any) -> None:
+    """Interrupting the kernel ends the cell within seconds, with a sentence."""
+    cells = [SETUP, SKILL, stage("endless"), "run = %voidbox run analyst"]
+    open_and_run(page, lab.write("stop.ipynb", cells))
+    page.locator(".vbx").get_by_text("word20 ").first.wait_for()
+    page.locator(".jp-Notebook .jp-Cell").last.click()
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    stopped = time.monotonic()
+    page.get_by_role("menuitem", name="Interrupt Kernel").click()
+    page.locator(".vbx[data-vbx=cancelled]").wait_for()
+    page.get_by_text("was cancelled from this cell").wait_for()
+    assert time.monotonic() - stopped < 6
+    assert page.get_by_text("Traceback").count() == 0
+
+
+def test_guest_text_is_text(lab: Any, page: Any) -> None:
+    """What a guest says never becomes markup, neither live nor frozen."""
+    cells = [SETUP, SKILL, stage("hostile"), "run = %voidbox run analyst"]
+    open_and_run(page, lab.write("hostile.ipynb", cells))
+    page.locator(".vbx[data-vbx=succeeded] .vbx-answer").get_by_text("<script>").wait_for()
+    assert page.locator(".vbx script, .vbx img").count() == 0
+    assert "owned" not in page.title()
+
+
+def test_side_by_side_stages_in_the_dark_theme(lab: Any, page: Any, shots: Any) -> None:
+    """Two stages, one of which fails, in one view; the other's answer is shown all the same."""
+    cells = [
+        SETUP,
+        SKILL,
+        stage("slow"),
+        stage("fails", "second"),
+        "run = %voidbox run analyst second --allow-failure",
+    ]
+    url = lab.write("dark.ipynb", cells)
+    page.goto(url)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+    open_and_run(page, url)
+    page.locator(".vbx[data-vbx=running]").get_by_text("I will look at").wait_for()
+    page.locator(".vbx-stage[data-vbx=failed]").get_by_text("still running after 300 s").wait_for()
+    page.locator(".vbx[data-vbx=running] .vbx-tool[data-status=error]").wait_for()
+    shots(page, "dark-live")
+    page.locator(".vbx[data-vbx=failed] .vbx-answer").wait_for()
+    shots(page, "dark-frozen")

@@ -1,0 +1,236 @@
+"""The fold: what it shows, that it is bounded, and that patches say the same as the whole."""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from voidbox_lab.spec.events import BODY, AgentText, Body, Event, ModelCall, StageChanged, ToolCall, ToolResult
+from voidbox_lab.spec.model import Model
+from voidbox_lab.spec.run import RunRecord, RunSpec, Stage, Tokens
+from voidbox_lab.spec.voidbox import VoidBoxSpec
+from voidbox_lab.widgets import plain, static_html
+from voidbox_lab.widgets.present import patch, present
+from voidbox_lab.widgets.view_state import MAX_ENTRIES, MAX_SAMPLES, ViewState, begin, fold, settle
+
+
+def record(*names: str, model: str = "scripted:quickstart") -> RunRecord:
+    """A run of these stages, just created."""
+    boxes = [VoidBoxSpec(name=n, prompt="?", model=Model.parse(model)) for n in names or ("analyst",)]
+    return RunRecord(id="r1", spec=RunSpec(stages=tuple(Stage(box=b) for b in boxes)), created_at=100.0)
+
+
+def played(bodies: list[Body], stage: str | None = "analyst", state: ViewState | None = None) -> ViewState:
+    """The state after these events of one stage, a second apart."""
+    state = state or begin(record())
+    for body in bodies:
+        n = state.last_seq + 1
+        state = fold(state, Event(seq=n, run="r1", at=100.0 + n, stage=stage, body=body))
+    return state
+
+
+def scenario(replay: ModuleType, name: str) -> list[Body]:
+    """The bodies of a written-down stage."""
+    return [body for _, body in replay.scenario(name)]
+
+
+def test_a_whole_stage_reads_as_it_happened(replay: ModuleType) -> None:
+    """Text joins within its block, results find their calls, tokens add up, the last state is the last said."""
+    stage = played(scenario(replay, "quickstart")).stages["analyst"]
+    assert stage.state == "succeeded"
+    assert [e.kind for e in stage.entries] == ["text", "tool", "text", "tool", "warning", "tool"]
+    assert stage.entries[0].text.text.startswith("I will look at the columns")
+    assert [e.is_error for e in stage.entries if e.kind == "tool"] == [False, True, False]
+    assert stage.entries[1].text.text.endswith("561")
+    assert (stage.turns, stage.tool_calls) == (3, 3)
+    assert stage.tokens == Tokens(input=3 * 812 + 6, output=3 * 96)
+    assert stage.output is not None
+    assert "AAPL had the best" in stage.output.text
+
+
+def test_events_seen_before_change_nothing(replay: ModuleType) -> None:
+    """A stream that is resumed too early does not count twice."""
+    bodies = scenario(replay, "quickstart")
+    state = played(bodies)
+    again = state
+    for n, body in enumerate(bodies, 1):
+        again = fold(again, Event(seq=n, run="r1", at=100.0 + n, stage="analyst", body=body))
+    assert again is state
+
+
+def test_one_unpriced_call_makes_the_sum_unpriced() -> None:
+    """A total that leaves a call out is not shown as a price."""
+
+    def call(cost: float | None) -> ModelCall:
+        return ModelCall(
+            request="r", model="m", source="live", status=200, tokens=Tokens(input=5), cost_usd=cost, duration_s=1
+        )
+
+    state = played([call(0.25), call(None), call(0.5)])
+    assert state.cost_usd is None
+    assert "unpriced" in static_html.render(state, now=200)
+    assert "$0.7500" in static_html.render(played([call(0.25), call(0.5)]), now=200)
+
+
+def test_a_result_without_its_call_is_left_out() -> None:
+    """The call may have been trimmed, or never made: neither breaks the view."""
+    state = played([ToolResult(id="nobody", content="x")])
+    assert state.stages["analyst"].entries == ()
+
+
+def test_long_transcripts_keep_their_beginning_and_their_end() -> None:
+    """The middle goes, and the view says how much of it."""
+    state = played([AgentText(text=f"piece {i}", block=i) for i in range(200)])
+    entries = state.stages["analyst"].entries
+    assert len(entries) == MAX_ENTRIES
+    assert entries[0].text.text == "piece 0"
+    assert entries[-1].text.text == "piece 199"
+    assert f"{200 - MAX_ENTRIES} entries not shown" in static_html.render(state, now=400)
+
+
+def test_the_store_has_the_last_word_on_figures() -> None:
+    """What the record says replaces what was summed from a stream."""
+    state = played([ModelCall(request="r", model="m", source="live", status=200, cost_usd=1.0, duration_s=1)])
+    final = record().model_copy(update={"state": "failed", "finished_at": 130.0})
+    kept = {"analyst": {"name": "analyst", "state": "failed", "tokens": {"input": 7}, "turns": 2, "cost_usd": 0.5}}
+    final = RunRecord.model_validate(final.model_dump() | {"stages": kept})
+    settled = settle(state, final)
+    assert settled.over
+    assert settled.stages["analyst"].tokens.total == 7
+    assert settled.cost_usd == 0.5
+
+
+bodies = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=200), lambda x: st.lists(x, max_size=3)
+)
+hostile_text = st.text(max_size=400) | st.sampled_from(
+    ["<b>&\"'", "\x1b[2J" * 50, "x" * 65536, "\n" * 5000, "```\n|a|\n"]
+)
+any_body = st.one_of(
+    st.builds(AgentText, text=hostile_text, block=st.integers(-3, 3)),
+    st.builds(ToolCall, id=st.sampled_from("abc"), name=hostile_text, input=st.dictionaries(hostile_text, bodies, max_size=4)),
+    st.builds(ToolResult, id=st.sampled_from("abc"), content=hostile_text, is_error=st.booleans()),
+    st.builds(StageChanged, state=st.sampled_from(["queued", "running", "failed", "succeeded"]), output=st.none() | hostile_text),
+    hostile_text.map(lambda t: BODY.validate_python({"type": "log", "text": t})),
+    hostile_text.map(lambda t: BODY.validate_python({"type": "notice", "message": t})),
+    hostile_text.map(lambda t: BODY.validate_python({"type": "run", "state": "running"})),
+    st.floats().map(
+        lambda f: BODY.validate_python(
+            {"type": "telemetry", "cpu": f, "load1": f, "memory_total_kb": 0, "memory_used_kb": -5, "disk_total_kb": 0,
+             "disk_used_kb": 0, "disk_read_bytes": 0, "disk_write_bytes": 0, "net_rx_bytes": 0, "net_tx_bytes": 0,
+             "processes": 0, "uptime_s": f}
+        )
+    ),
+)  # fmt: skip
+any_events = st.lists(
+    st.tuples(st.sampled_from([None, "analyst", "other", "x" * 500, "<i>"]), any_body), max_size=60
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(any_events, st.integers(1, 8))
+def test_any_events_leave_a_bounded_view_that_every_surface_can_show(events: Any, repeat: int) -> None:
+    """Whatever the events say, in whatever order: nothing raises, and size has a ceiling."""
+    state = begin(record("analyst", "second"))
+    seq = 0
+    for stage, body in events * repeat:
+        seq += 1
+        before, state = state, fold(state, Event(seq=seq, run="r1", at=100.0 + seq, stage=stage, body=body))
+        list(plain.lines(before, state))
+    for view in state.stages.values():
+        assert len(view.entries) <= MAX_ENTRIES
+        assert len(view.cpu) <= MAX_SAMPLES
+        assert all(0 <= v <= 1 for v in (*view.cpu, *view.memory))
+        assert all(len(e.text) + len(e.arguments) + len(e.summary) < 9_000 for e in view.entries)
+        assert view.output is None or len(view.output) <= 16_384
+    html = static_html.render(state, now=500.0)
+    assert len(html) < 6 * len(state.stages) * (
+        MAX_ENTRIES * 9_000 + 20_000
+    )  # 6: the longest escape, &#34; and a tag
+    json.dumps(present(state, 500.0), allow_nan=False)
+
+
+def apply(view: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """What the JavaScript does with a patch, in Python."""
+    stages = {s["name"]: s for s in view["stages"]}
+    for new in change["stages"]:
+        old = stages.get(new["name"], {"entries": [], "answer": None})
+        entries = {e["key"]: e for e in old["entries"]}
+        for entry in new["entries"]:
+            if "append" in entry:
+                before = entries[entry["key"]]
+                entries[entry["key"]] = before | {"text": before["text"] + entry["append"]}
+            else:
+                entries[entry["key"]] = entry
+        low, high = new["gap"]
+        kept = [e for k, e in sorted(entries.items()) if not low <= k < high]
+        stages[new["name"]] = {**old, **new, "entries": kept}
+    return {**change, "stages": list(stages.values())}
+
+
+@settings(max_examples=100, deadline=None)
+@given(any_events, st.integers(1, 7))
+def test_patches_lead_to_the_same_view_as_the_whole(events: Any, every: int) -> None:
+    """A browser that followed patches shows what a browser that came late gets at once."""
+    state = sent = begin(record("analyst", "second"))
+    shown = present(sent, 500.0)
+    for seq, (stage, body) in enumerate(events, 1):
+        state = fold(state, Event(seq=seq, run="r1", at=100.0 + seq, stage=stage, body=body))
+        if seq % every == 0:
+            shown, sent = apply(shown, json.loads(json.dumps(patch(sent, state, 500.0)))), state
+    shown = apply(shown, patch(sent, state, 500.0))
+    assert shown == present(state, 500.0)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "hostile", "fails"])
+def test_static_html_is_inert(replay: ModuleType, name: str) -> None:
+    """No element, attribute or handler of the guest's making; no control code; no script of ours either."""
+    html = static_html.render(played(scenario(replay, name)), now=200.0)
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "\x1b" not in html
+    assert "owned" not in html or "&lt;script&gt;" in html
+
+
+def test_static_html_reads_without_its_style(replay: ModuleType) -> None:
+    """GitHub strips classes and style: words must not run together, and the labels must be there."""
+    import re
+
+    html = static_html.render(played(scenario(replay, "quickstart")), now=200.0)
+    text = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
+    text = " ".join(re.sub(r"<[^>]+>", "", text).split())
+    assert "analyst succeeded TCG scripted:quickstart 3 turns · 3 tool calls" in text
+    assert "no cost" in text
+    assert "<th>symbol</th>" in html
+
+
+def test_plain_lines_tell_the_story(replay: ModuleType) -> None:
+    """One line per state, call and failure; the answer; the labels at the end."""
+    state = begin(record())
+    told = list(plain.lines(None, state))
+    for seq, body in enumerate(
+        [*scenario(replay, "quickstart"), BODY.validate_python({"type": "run", "state": "succeeded"})], 1
+    ):
+        stage = None if body.type == "run" else "analyst"
+        before, state = state, fold(state, Event(seq=seq, run="r1", at=100.0 + seq, stage=stage, body=body))
+        told += plain.lines(before, state)
+    assert told[0] == "run r1: analyst"
+    assert "analyst  provisioning: TCG box, 512 MB, up in 6.1 s" in told
+    assert any(line.startswith("analyst  > bash head -3 /workspace") for line in told)
+    assert any(line.startswith("analyst  ! bash failed: ModuleNotFoundError") for line in told)
+    assert any("    AAPL had the best" in line for line in told)
+    assert told[-1].startswith("run r1: succeeded after")
+    assert told[-1].endswith("(TCG, scripted model)")
+
+
+def test_plain_lines_carry_no_control_codes(replay: ModuleType) -> None:
+    """A guest cannot write to the user's terminal."""
+    state = begin(record())
+    for seq, body in enumerate(scenario(replay, "hostile"), 1):
+        before, state = state, fold(state, Event(seq=seq, run="r1", at=100.0 + seq, stage="analyst", body=body))
+        assert not any("\x1b" in line or "\x07" in line for line in plain.lines(before, state))
