@@ -1,0 +1,246 @@
+"""The magics in a real IPython shell: declaring, running, failing, stopping, completing, leaving."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from voidbox_lab import load_ipython_extension, unload_ipython_extension
+from voidbox_lab.errors import Cancelled, LimitExceeded, UserError
+from voidbox_lab.magics import registry
+
+SKILL = "%%voidbox skill price-history --description 'How to read the table'\n# Prices\nOne row per month."
+
+
+def stage(model: str = "quickstart", name: str = "analyst", options: str = "") -> str:
+    """A stage cell."""
+    return f"%%voidbox stage {name} --skill price-history --model scripted:{model} {options}\nWhich did best? {{x}} $y"
+
+
+def cell(shell: Any, source: str) -> Any:
+    """Execute a cell; its exception is raised here."""
+    result = shell.run_cell(source)
+    result.raise_error()
+    return result.result
+
+
+def declared(shell: Any, model: str = "quickstart") -> None:
+    """A skill and a stage."""
+    cell(shell, SKILL)
+    cell(shell, stage(model))
+
+
+def test_cells_declare_and_redeclare(shell: Any) -> None:
+    """A skill's cell may be executed again after the stage's: the stage has the new text."""
+    declared(shell)
+    spec = registry(shell).stage("analyst")
+    assert spec.prompt == "Which did best? {x} $y\n"
+    assert spec.skills[0].description == "How to read the table"
+    assert (spec.memory_mb, spec.timeout_s, str(spec.model)) == (512, 300, "scripted:quickstart")
+    cell(shell, SKILL.replace("per month", "per week"))
+    assert "per week" in registry(shell).stage("analyst").skills[0].body
+    cell(shell, stage(options="--memory 256 --allow-command python3 --allow-command ls"))
+    spec = registry(shell).stage("analyst")
+    assert spec.memory_mb == 256
+    assert spec.policy.commands == ("python3", "ls")
+
+
+def test_a_skill_may_name_itself_in_its_front_matter(shell: Any) -> None:
+    """The cell has the shape of a SKILL.md file."""
+    cell(shell, "%%voidbox skill\n---\nname: csv\ndescription: Tables\n---\nRead it.")
+    assert registry(shell).skills["csv"].description == "Tables"
+
+
+def test_a_run_is_returned_and_told_in_lines(
+    shell: Any, replayed: ModuleType, capsys: Any, tmp_path: Path
+) -> None:
+    """In a terminal: states, calls, the answer; the input's bytes went along."""
+    (tmp_path / "stocks.csv").write_text("symbol,date,price\n")
+    declared(shell)
+    cell(shell, "run = %voidbox run analyst --input stocks.csv")
+    run = shell.user_ns["run"]
+    assert run.stages["analyst"].state == "succeeded"
+    assert "AAPL had the best" in run.result
+    record = replayed.RUNS["replay-1"].record
+    assert record.spec.inputs["stocks.csv"].size == 18
+    out = capsys.readouterr().out
+    assert "analyst  provisioning: TCG box" in out
+    assert "analyst  > bash head -3" in out
+    assert "(TCG, scripted model)" in out
+
+
+def test_quiet_says_nothing(shell: Any, replayed: ModuleType, capsys: Any) -> None:
+    """Only the result."""
+    declared(shell)
+    cell(shell, "run = %voidbox run analyst --quiet")
+    assert capsys.readouterr().out == ""
+
+
+def test_pipelines_and_time_limits_reach_the_spec(shell: Any, replayed: ModuleType) -> None:
+    """``a | [b, c] | d`` becomes needs; --timeout replaces each stage's."""
+    cell(shell, SKILL)
+    for name in "abcd":
+        cell(shell, stage(name=name))
+    cell(shell, "run = %voidbox run a | [b, c] | d --quiet --timeout 7")
+    spec = replayed.RUNS["replay-1"].record.spec
+    assert {s.box.name: s.needs for s in spec.stages} == {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}
+    assert {s.box.timeout_s for s in spec.stages} == {7}
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("%voidbox run analist", "The stage 'analist' is not known; did you mean 'analyst'?"),
+        ("%voidbox run analyst --input stock.csv", "did you mean 'stocks.csv'?"),
+        ("%voidbox run analyst --input .", "is a directory"),
+        ("%voidbox run analyst --inptu x", "did you mean '--input'?"),
+        ("%voidbox run analyst analyst", "named twice"),
+        ("%voidbox attach nothing", "There is no run 'nothing'"),
+        ("%voidbox rum analyst", "did you mean 'run'?"),
+        ("%%voidbox stage x --model scripted:q --skill price-histroy\nhi", "did you mean 'price-history'?"),
+        ("%%voidbox stage x --model gpt\nhi", "names no known provider"),
+        ("%%voidbox stage x --model scripted:q --memory 100\nhi", "not between 192"),
+        ("%%voidbox stage x --model scripted:q\n  \n", "has no prompt"),
+        ("%%voidbox stage X! --model scripted:q\nhi", "is not a name"),
+        ("%%voidbox skill x\n---\na: [\n---\nhi", "not valid YAML"),
+    ],
+)
+def test_trouble_is_one_sentence_and_no_traceback(
+    shell: Any, replayed: ModuleType, capsys: Any, tmp_path: Path, source: str, says: str
+) -> None:
+    """It is raised, so automation stops; it is shown as type and sentence; nothing was started."""
+    (tmp_path / "stocks.csv").write_text("x")
+    declared(shell)
+    with pytest.raises(UserError) as caught:
+        cell(shell, source)
+    assert says in caught.value.message
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err
+    assert says in shown
+    assert "Traceback" not in shown
+    assert len(shown.strip().splitlines()) == 1
+    assert not replayed.RUNS
+
+
+def test_a_failed_run_is_the_error_of_its_kind(shell: Any, replayed: ModuleType, capsys: Any) -> None:
+    """With the stage and the run in the sentence; --allow-failure returns it instead."""
+    declared(shell, "fails")
+    with pytest.raises(LimitExceeded, match=r"Stage 'analyst' of run replay-1 failed: .* 300 s"):
+        cell(shell, "run = %voidbox run analyst")
+    assert "Traceback" not in capsys.readouterr().out
+    cell(shell, "run = %voidbox run analyst --allow-failure")
+    assert shell.user_ns["run"].stages["analyst"].trouble.cause == "time"
+
+
+def test_the_text_of_errors_is_clean(shell: Any, replayed: ModuleType, capsys: Any) -> None:
+    """Control codes in a name do not reach the terminal."""
+    with pytest.raises(UserError):
+        cell(shell, "%voidbox run 'a\x1b]0;owned\x07b'")
+    assert "\x1b]" not in capsys.readouterr().out
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_cell_cancels_its_run(shell: Any, replayed: ModuleType) -> None:
+    """What ipykernel does on the stop button: the task is cancelled; the run ends, and the cell with a sentence."""
+    declared(shell, "endless")
+    source = "run = %voidbox run analyst"
+    transformed = shell.transform_cell(source)
+    task = asyncio.ensure_future(shell.run_cell_async(source, transformed_cell=transformed))
+    while not (replayed.RUNS and len(replayed.RUNS["replay-1"].events) > 20):
+        await asyncio.sleep(0.01)
+    started = asyncio.get_running_loop().time()
+    task.cancel()
+    result = await task
+    assert isinstance(result.error_in_exec, Cancelled)
+    assert asyncio.get_running_loop().time() - started < 2
+    assert replayed.RUNS["replay-1"].record.state == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_an_attached_cell_only_stops_looking(shell: Any, replayed: ModuleType) -> None:
+    """Stopping a cell that attached leaves the run to its owner; %voidbox cancel ends it."""
+    declared(shell, "endless")
+    client = replayed.ReplayClient()
+    record = await client.submit(
+        __import__("voidbox_lab.magics.pipeline", fromlist=["build"]).build(
+            [["analyst"]], registry(shell).stage, {}
+        )
+    )
+    source = f"%voidbox attach {record.id}"
+    attached = asyncio.ensure_future(shell.run_cell_async(source, transformed_cell=shell.transform_cell(source)))
+    await asyncio.sleep(0.3)
+    attached.cancel()
+    result = await attached
+    assert "goes on" in str(result.error_in_exec)
+    assert replayed.RUNS[record.id].record.state == "running"
+    source = f"%voidbox cancel {record.id}"
+    (await shell.run_cell_async(source, transformed_cell=shell.transform_cell(source))).raise_error()
+    await replayed.RUNS[record.id].task
+    assert replayed.RUNS[record.id].record.state == "cancelled"
+
+
+def test_lists_are_data_frames(shell: Any, replayed: ModuleType) -> None:
+    """Skills, stages and runs."""
+    declared(shell)
+    assert list(cell(shell, "%voidbox skills")["skill"]) == ["price-history"]
+    assert list(cell(shell, "%voidbox stages")["model"]) == ["scripted:quickstart"]
+    cell(shell, "%voidbox run analyst --quiet")
+    runs = cell(shell, "%voidbox runs")
+    assert list(runs["state"]) == ["succeeded"]
+    assert runs["created"].dt.tz is not None
+
+
+def test_help_is_printed_not_raised(shell: Any, capsys: Any) -> None:
+    """Of each subcommand, and of all together."""
+    cell(shell, "%voidbox run --help")
+    assert "--input FILE" in capsys.readouterr().out
+    cell(shell, "%voidbox")
+    assert "%%voidbox stage" in capsys.readouterr().out
+
+
+def completions(shell: Any, line: str) -> list[str]:
+    """What the shell offers at the end of `line`, as whole words."""
+    from IPython.core.completer import provisionalcompleter
+
+    with provisionalcompleter():
+        found = list(shell.Completer.completions(line, len(line)))
+    return [line[: c.start].rpartition(" ")[2] + c.text for c in found]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("%voidbox ru", "run"),
+        ("run = %voidbox att", "attach"),
+        ("%voidbox run ana", "analyst"),
+        ("%voidbox run analyst --in", "--input"),
+        ("%%voidbox st", "stage"),
+        ("%%voidbox stage x --skill pri", "price-history"),
+        ("%%voidbox stage x --model scr", "scripted:quickstart"),
+        ("%%voidbox stage x --model scripted:qu", "scripted:quickstart"),
+        ("%%voidbox stage x --mem", "--memory"),
+    ],
+)
+def test_completions(shell: Any, line: str, offered: str) -> None:
+    """Through IPython's own completer."""
+    declared(shell)
+    assert offered in completions(shell, line)
+
+
+def test_loading_twice_is_once_and_unloading_leaves_nothing(shell: Any) -> None:
+    """Declarations survive a reload; hooks, matchers and magics do not survive an unload."""
+    declared(shell)
+    load_ipython_extension(shell)
+    assert len([t for t in shell.input_transformers_post if type(t).__name__ == "AwaitMagic"]) == 1
+    cell(shell, "%reload_ext voidbox_lab")
+    assert "analyst" in registry(shell).stages
+    unload_ipython_extension(shell)
+    unload_ipython_extension(shell)
+    assert not [t for t in shell.input_transformers_post if type(t).__name__ == "AwaitMagic"]
+    assert "voidbox" not in shell.magics_manager.magics["line"]
+    assert "voidbox" not in shell.magics_manager.magics["cell"]
+    assert not shell.Completer.custom_matchers
