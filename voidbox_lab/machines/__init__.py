@@ -1,0 +1,24 @@
+"""Machines: libvirt domains started, watched, ended and swept. What runs inside them is `voidbox_lab.box`."""
+
+from voidbox_lab.machines.boxdirs import BoxDirs, claim
+from voidbox_lab.machines.hypervisor import Hypervisor, Owned
+from voidbox_lab.machines.machine import Machine
+from voidbox_lab.machines.owner import Owner
+from voidbox_lab.machines.probe import Verdict, probe_accelerator
+from voidbox_lab.machines.spec import Accelerator, Disk, Gone, GoneReason, MachineSpec
+
+__all__ = [
+    "Accelerator",
+    "BoxDirs",
+    "Disk",
+    "Gone",
+    "GoneReason",
+    "Hypervisor",
+    "Machine",
+    "MachineSpec",
+    "Owned",
+    "Owner",
+    "Verdict",
+    "claim",
+    "probe_accelerator",
+]

@@ -1,0 +1,115 @@
+"""A box's two directories and their owner mark: made whole, found again, removed. Not for what lies in them.
+
+- ``<runtime>/b/<box>/``: sockets, boot file, console log; a short path, dies with the login session;
+- ``<cache>/boxes/<box>/``: the scratch disk, which may grow large.
+
+Each holds ``owner.json``. The cache may be shared by containers, or over NFS by machines, whose processes
+cannot be seen from here; what belongs to those is left alone until it has been quiet for a day.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from voidbox_lab.errors import ProviderError
+from voidbox_lab.machines.owner import BOX_NAME, Owner
+from voidbox_lab.settings import Settings
+
+OWNER_FILE = "owner.json"
+QUIET_S = 24 * 3600.0
+"""Seconds without a change after which a directory of an owner out of sight counts as left behind."""
+UNFINISHED_S = 600.0
+"""Seconds after which a directory without a readable owner counts as left behind."""
+_PART = ".new-"
+
+
+@dataclass(frozen=True)
+class BoxDirs:
+    """Where one box's files are; made by `claim`."""
+
+    runtime: Path
+    cache: Path
+
+    @classmethod
+    def of(cls, settings: Settings, box: str) -> BoxDirs:
+        """The directories of `box`, existing or not."""
+        return cls(settings.runtime / "b" / box, settings.cache / "boxes" / box)
+
+    def remove(self) -> None:
+        """Delete both; missing ones are fine. Blocking."""
+        for path in (self.runtime, self.cache):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def claim(settings: Settings, owner: Owner) -> BoxDirs:
+    """Make both directories for ``owner.box``, mode 0700. Blocking, quick.
+
+    They appear under their names only once the owner mark is in, so a sweep never sees one unmarked.
+
+    Raises:
+        ProviderError: the disk is full, read-only, or the box exists already.
+    """
+    dirs = BoxDirs.of(settings, owner.box)
+    text = json.dumps(owner.attributes())
+    try:
+        for path in (dirs.runtime, dirs.cache):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            part = path.with_name(f"{_PART}{owner.box}")
+            part.mkdir(mode=0o700)
+            (part / OWNER_FILE).write_text(text, encoding="utf-8")
+            part.rename(path)
+    except OSError as error:
+        dirs.remove()
+        raise ProviderError(
+            f"The box's directory {error.filename} could not be made: {error.strerror}; check its disk.",
+            cause="disk",
+        ) from error
+    return dirs
+
+
+def left_behind(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """``(box, directory)`` of every box directory of this user whose owner is gone. Blocking."""
+    for parent, local in ((settings.runtime / "b", True), (settings.cache / "boxes", False)):
+        with suppress(FileNotFoundError), os.scandir(parent) as entries:
+            for entry in entries:
+                box = entry.name.removeprefix(_PART)
+                if not BOX_NAME.fullmatch(box):
+                    continue
+                with suppress(OSError):  # vanished meanwhile
+                    info = entry.stat(follow_symlinks=False)
+                    if not entry.is_dir(follow_symlinks=False) or info.st_uid != os.getuid():
+                        continue
+                    if _is_left_behind(Path(entry.path), box, local=local):
+                        yield box, Path(entry.path)
+
+
+def _is_left_behind(path: Path, box: str, *, local: bool) -> bool:
+    try:
+        with (path / OWNER_FILE).open(encoding="utf-8") as file:
+            owner = Owner.from_mapping(json.loads(file.read(4096)))
+        if owner.box != box:
+            raise ValueError("another box's mark")
+    except (OSError, ValueError):
+        return _quiet_for(path) > UNFINISHED_S
+    liveness = owner.liveness()
+    if liveness == "other-boot" and local:
+        return True  # a runtime directory is never shared between machines
+    if liveness in {"other-boot", "other-namespace"}:
+        return _quiet_for(path) > QUIET_S
+    return liveness == "dead"
+
+
+def _quiet_for(path: Path) -> float:
+    """Seconds since anything in `path` was last written."""
+    newest = path.lstat().st_mtime
+    for child in path.iterdir():
+        with suppress(OSError):
+            newest = max(newest, child.lstat().st_mtime)
+    return time.time() - newest

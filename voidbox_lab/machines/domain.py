@@ -1,0 +1,72 @@
+"""Renders a `MachineSpec` as libvirt domain XML from ``libvirt-templates/box.xml.j2``. Talks to nobody."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import jinja2
+
+from voidbox_lab.errors import UserError
+from voidbox_lab.machines.owner import NAMESPACE
+from voidbox_lab.machines.spec import MachineSpec
+from voidbox_lab.resources import data_dir
+
+# XML 1.0 section 2.2 allows tab, newline and return, but attribute values would turn them into spaces
+# (section 3.3.3): a path would silently become another one.
+_UNFIT = re.compile("[^\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def console_socket(spec: MachineSpec) -> Path:
+    """The UNIX socket, beside the console log, that QEMU's serial port dials."""
+    return spec.console_log.with_suffix(".sock")
+
+
+def render(spec: MachineSpec) -> str:
+    """Domain XML (libvirt's formatdomain) for `spec`.
+
+    Raises:
+        UserError: a path or argument holds a character XML cannot carry unchanged.
+    """
+    paths = [spec.kernel, spec.initrd, spec.console_log, *(disk.path for disk in spec.disks)]
+    if spec.boot_file:
+        paths.append(spec.boot_file)
+    vhost_user_socket = spec.vsock.socket if spec.vsock and spec.vsock.kind == "user" else None
+    if spec.vsock and spec.vsock.kind == "user" and vhost_user_socket is None:
+        raise ValueError("a user-space vsock device needs its socket")
+    if vhost_user_socket:
+        paths.append(vhost_user_socket)
+    for text in [*map(str, paths), spec.owner.home, spec.cmdline]:
+        if _UNFIT.search(text):
+            raise UserError(
+                f"{text!r} holds a control or undecodable character; use another path for the box's files."
+            )
+    return _template().render(
+        spec=spec,
+        namespace=NAMESPACE,
+        # The last one counts (kernel-parameters.txt), so ours does.
+        cmdline=f"{spec.cmdline} panic=-1".strip(),
+        console_socket=console_socket(spec),
+        # A comma separates options on QEMU's command line; a doubled one is a comma.
+        vhost_user_socket=str(vhost_user_socket).replace(",", ",,") if vhost_user_socket else None,
+        kernel_vsock=spec.vsock is not None and spec.vsock.kind == "kernel",
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(data_dir("libvirt-templates")),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+    )
+    return environment.get_template("box.xml.j2")
+
+
+def vsock_cid(xml: str) -> int | None:
+    """The vsock CID in a live domain's XML; None when there is none."""
+    element = ET.fromstring(xml).find("devices/vsock/cid")  # noqa: S314 - libvirt's own output
+    address = None if element is None else element.get("address")
+    return None if address is None else int(address)

@@ -1,0 +1,162 @@
+"""One running domain: how it ends, or is ended. Not for what happens inside it, which is `voidbox_lab.box`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+import anyio
+from anyio.to_thread import run_sync
+
+from voidbox_lab.errors import ProviderError
+from voidbox_lab.machines import processes
+from voidbox_lab.machines.calls import call, libvirt, libvirt_qemu
+from voidbox_lab.machines.console import Console
+from voidbox_lab.machines.spec import Gone, GoneReason, MachineSpec
+
+QUIT_TIMEOUT_S = 3.0
+DESTROY_TIMEOUT_S = 15.0
+KILL_TIMEOUT_S = 5.0
+EOF_GRACE_S = 3.0
+"""QEMU's console closed: how long libvirt may take to say that the domain ended."""
+CONSOLE_GRACE_S = 1.0
+"""The domain ended: how long its last console output may take."""
+PANIC = "Kernel panic - not syncing"
+
+_STOPPED: dict[int, GoneReason] = {
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: "shutdown",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: "destroyed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: "killed",
+}
+
+
+class Machine:
+    """A domain started by this process. Made by `Hypervisor.start`; use it on the asyncio thread."""
+
+    def __init__(self, spec: MachineSpec, console: Console, forget: Callable[[Machine], None]) -> None:
+        self.name = spec.name
+        self.spec = spec
+        self.cid: int | None = spec.vsock.cid if spec.vsock else None
+        """The guest's vsock address."""
+        self._console = console
+        self._forget = forget
+        self._domain: libvirt.virDomain | None = None
+        self._loop = asyncio.get_running_loop()
+        self._stopped = anyio.Event()
+        self._reason: GoneReason = "killed"
+        self._host_signal = False
+        self._gone: Gone | None = None
+        self._destroying = False
+        self._destroy_lock = anyio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process id; None where libvirt runs it out of sight."""
+        return self._console.pid
+
+    @property
+    def running(self) -> bool:
+        """False once the domain has ended."""
+        return not self._stopped.is_set()
+
+    def console_tail(self, size: int = 4096) -> str:
+        """The last `size` bytes of the guest's console, cleaned of control characters."""
+        return self._console.tail(size)
+
+    async def wait_gone(self) -> Gone:
+        """Wait, without bound, until the domain has ended; how. Any number of waiters."""
+        watcher = asyncio.ensure_future(self._watch_console())
+        try:
+            await self._stopped.wait()
+        finally:
+            watcher.cancel()
+        if self._gone is None:
+            with anyio.move_on_after(CONSOLE_GRACE_S):
+                await self._console.ended.wait()
+            self._gone = Gone(self._verdict(), self._console.tail())
+        return self._gone
+
+    async def destroy(self) -> None:
+        """End the domain now and release what it held. Idempotent; completes even if cancelled.
+
+        Raises:
+            ProviderError: QEMU is still there after `QUIT_TIMEOUT_S` + `DESTROY_TIMEOUT_S` + `KILL_TIMEOUT_S`.
+        """
+        with anyio.CancelScope(shield=True):
+            async with self._destroy_lock:
+                self._destroying = self._destroying or self.running
+                try:
+                    for way, bound in (
+                        (self._quit, QUIT_TIMEOUT_S),
+                        (self._destroy_domain, DESTROY_TIMEOUT_S),
+                        (self._kill, KILL_TIMEOUT_S),
+                    ):
+                        if not self.running:
+                            break
+                        with anyio.move_on_after(bound):
+                            await way(bound)
+                            await self._stopped.wait()
+                finally:
+                    if not self.running:
+                        await self.wait_gone()  # the last words, before the console closes
+                    self._console.close()
+                    self._forget(self)
+                if self.running:
+                    raise ProviderError(
+                        f"QEMU of {self.name} (pid {self.pid}) is still there "
+                        f"{QUIT_TIMEOUT_S + DESTROY_TIMEOUT_S + KILL_TIMEOUT_S:g} s after its end was asked for; "
+                        "kill it and run `voidbox gc`.",
+                        cause="timeout",
+                    )
+
+    async def _quit(self, bound: float) -> None:
+        """Tell QEMU itself: libvirt's own way is SIGTERM and a poll, a second slower."""
+        if self._domain is None:
+            return
+        with suppress(ProviderError):
+            await call(
+                "ask QEMU to quit", bound, libvirt_qemu.qemuMonitorCommand, self._domain, '{"execute":"quit"}', 0
+            )
+
+    async def _destroy_domain(self, bound: float) -> None:
+        if self._domain is None:
+            return
+        with suppress(ProviderError):
+            await call(f"destroy {self.name}", bound, self._domain.destroy)
+
+    async def _kill(self, bound: float) -> None:
+        await run_sync(processes.end_box, self.spec.console_log.parent, bound, abandon_on_cancel=True)
+
+    async def _watch_console(self) -> None:
+        """The second line, should libvirt's event be lost with its daemon: no QEMU, no machine."""
+        await self._console.connected.wait()
+        await self._console.ended.wait()
+        await anyio.sleep(EOF_GRACE_S)
+        self._stopped.set()
+
+    def attach(self, domain: libvirt.virDomain) -> None:
+        """For `Hypervisor`: the domain exists."""
+        self._domain = domain
+
+    def on_event(self, event: int, detail: int) -> None:
+        """For `Hypervisor`: a lifecycle event (virDomainEventType and its detail), on the asyncio thread."""
+        if event == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN:
+            # QEMU tells a guest's power-off from a signal it was sent (QMP SHUTDOWN, "guest").
+            self._host_signal = detail == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_HOST
+        elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            self._reason = _STOPPED.get(detail, "killed")
+            if self._reason == "shutdown" and self._host_signal:
+                self._reason = "killed"
+            self._stopped.set()
+        elif event == libvirt.VIR_DOMAIN_EVENT_CRASHED:
+            self._reason = "crashed"
+            self._stopped.set()
+
+    def _verdict(self) -> GoneReason:
+        if self._destroying:
+            return "destroyed"
+        if self._reason in {"shutdown", "crashed"} and PANIC in self._console.tail(16 << 10):
+            return "panic"
+        return self._reason
