@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -18,13 +20,21 @@ from .payload import work_disk
 from .root import LaneError, outer_root
 from .verdict import Verdict
 
+_STALE_S = 3600.0
+"""A run's directory older than this was left by a killed run; scripts/test-kvm is bounded by less."""
+
 
 def main() -> int:
     """Run the lane; 0 only if its verdict is good."""
     parser = argparse.ArgumentParser(prog="scripts/test-kvm", description=__doc__)
-    parser.add_argument("--limit", type=float, default=480.0, metavar="S", help="bound on the outer VM's life (480)")
+    parser.add_argument(
+        "--limit", type=float, default=480.0, metavar="S", help="bound on the outer VM's life (480)"
+    )
     parser.add_argument("--silence", type=float, default=240.0, metavar="S", help="bound on its silence (240)")
     options = parser.parse_args()
+    # So that `finally` ends the VM when CI or a closed terminal ends us.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
     try:
         verdict = _lane(options.limit, options.silence)
     except (LaneError, VoidboxError) as error:
@@ -37,6 +47,10 @@ def main() -> int:
 def _lane(limit_s: float, silence_s: float) -> Verdict:
     start = time.monotonic()
     lane_cache = (settings := Settings.from_env().prepare()).cache / "kvm-lane"
+    lane_cache.mkdir(exist_ok=True)
+    for left in lane_cache.glob("run-*"):
+        if time.time() - left.stat().st_mtime > _STALE_S:
+            shutil.rmtree(left, ignore_errors=True)
     with _phase("outer root"):
         root = outer_root(lane_cache)
     with tempfile.TemporaryDirectory(dir=lane_cache, prefix="run-") as place:
@@ -51,7 +65,10 @@ def _lane(limit_s: float, silence_s: float) -> Verdict:
                 silence_s=silence_s,
                 show=lambda line: print(f"{time.monotonic() - booted:7.1f} | {line}", flush=True),
             )
-    print(f"==> {verdict.passed} passed inside real KVM, whole lane {time.monotonic() - start:.1f} s", file=sys.stderr)
+    print(
+        f"==> {verdict.passed} passed inside real KVM, whole lane {time.monotonic() - start:.1f} s",
+        file=sys.stderr,
+    )
     return verdict
 
 

@@ -37,7 +37,9 @@ def imported(sources: Iterable[Path]) -> set[str]:
     return names
 
 
-def distributions(sources: Iterable[Path], *, also: Iterable[str] = (), without: Iterable[str], python: str) -> set[str]:
+def distributions(
+    sources: Iterable[Path], *, also: Iterable[str] = (), without: Iterable[str], python: str
+) -> set[str]:
     """Distributions that `sources` need on Python `python` (as ``3.11``), requirements included.
 
     `also` names distributions that no import shows (plugins); `without` leaves distributions out, as well as
@@ -54,7 +56,8 @@ def requirements(names: Iterable[str], *, without: Iterable[str] = (), python: s
     Raises:
         LaneError: one is required and not installed.
     """
-    environment = default_environment() | {"python_version": python, "python_full_version": f"{python}.0"}
+    environment = {name: str(value) for name, value in default_environment().items()}
+    environment |= {"python_version": python, "python_full_version": f"{python}.0"}
     skipped = {_normal(name) for name in without}
     todo: list[tuple[str, frozenset[str]]] = [(name, frozenset()) for name in names]
     seen: set[tuple[str, frozenset[str]]] = set()
@@ -66,13 +69,15 @@ def requirements(names: Iterable[str], *, without: Iterable[str] = (), python: s
         try:
             lines = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
-            raise LaneError(f"The package {name} is needed in the KVM lane and not installed here; run scripts/setup --dev.") from None
-        for requirement in map(Requirement, lines):
-            if any(
-                requirement.marker is None or requirement.marker.evaluate({**environment, "extra": extra})
-                for extra in extras or {""}
-            ):
-                todo.append((requirement.name, frozenset(requirement.extras)))
+            raise LaneError(
+                f"The package {name} is needed in the KVM lane and not installed here; run scripts/setup --dev."
+            ) from None
+        todo += [
+            (requirement.name, frozenset(requirement.extras))
+            for requirement in map(Requirement, lines)
+            if requirement.marker is None
+            or any(requirement.marker.evaluate(environment | {"extra": extra}) for extra in extras or {""})
+        ]
     return {name for name, _ in seen}
 
 
@@ -85,7 +90,7 @@ def copy(names: Iterable[str], target: Path, *, python: str) -> None:
         LaneError: pip found no wheel.
     """
     target.mkdir(parents=True, exist_ok=True)
-    if python == "%d.%d" % sys.version_info[:2]:
+    if python == ".".join(map(str, sys.version_info[:2])):
         for name in names:
             _copy_files(metadata.distribution(name), target)
         # Compiling takes the emulated CPU ten times as long; unchecked, so times lost on the way do not matter.
@@ -94,8 +99,20 @@ def copy(names: Iterable[str], target: Path, *, python: str) -> None:
         )
     else:
         pins = [f"{name}=={metadata.version(name)}" for name in names]
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--no-compile"]
-        run([*pip, "--implementation=cp", f"--python-version={python}", f"--target={target}", *pins], timeout_s=_PIP_TIMEOUT_S)
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--no-compile",
+        ]
+        run(
+            [*pip, "--implementation=cp", f"--python-version={python}", f"--target={target}", *pins],
+            timeout_s=_PIP_TIMEOUT_S,
+        )
 
 
 def _copy_files(distribution: metadata.Distribution, target: Path) -> None:

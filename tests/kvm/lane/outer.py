@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 import selectors
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,28 +19,36 @@ MEMORY_MB = 3072
 _MAX_LINE = 8192
 
 
-def boot(root: OuterRoot, work_disk: Path, *, limit_s: float, silence_s: float, show: Callable[[str], None]) -> Verdict:
+def boot(
+    root: OuterRoot, work_disk: Path, *, limit_s: float, silence_s: float, show: Callable[[str], None]
+) -> Verdict:
     """Boot `root` with `work_disk` beside it, and judge what it says within `limit_s` seconds.
 
     Ends the VM also when nothing was said for `silence_s` seconds. Both disks stay as they are.
 
+    QEMU that does not start shows as a VM that ended by itself, with QEMU's words on its line.
+
     Raises:
-        LaneError: QEMU does not start.
+        LaneError: there is no `timeout`.
     """
     judge = Judge(secrets.token_hex(8))
+    # `timeout` keeps the bound even when this process is killed meanwhile.
+    bounded = ["timeout", "--signal=KILL", f"{limit_s + 30:g}", *command(root, work_disk, judge.nonce)]
     try:
         process = subprocess.Popen(
-            command(root, work_disk, judge.nonce),
+            bounded,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     except FileNotFoundError:
-        raise LaneError("The KVM lane needs qemu-system-x86_64; run scripts/test-kvm.") from None
+        raise LaneError("The KVM lane needs `timeout` from coreutils; install it.") from None
     try:
         ended = _follow(process, judge, limit_s=limit_s, silence_s=silence_s, show=show)
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its own session: `timeout` and QEMU
         process.wait()
     return judge.verdict(ended)
 
@@ -67,7 +78,12 @@ def _escaped(path: Path) -> str:
 
 
 def _follow(
-    process: subprocess.Popen[bytes], judge: Judge, *, limit_s: float, silence_s: float, show: Callable[[str], None]
+    process: subprocess.Popen[bytes],
+    judge: Judge,
+    *,
+    limit_s: float,
+    silence_s: float,
+    show: Callable[[str], None],
 ) -> str:
     """Feed `judge` until the VM ends or a bound is hit; says which, in a few words."""
     assert process.stdout is not None

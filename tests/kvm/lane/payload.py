@@ -45,7 +45,9 @@ def work_disk(place: Path, settings: Settings, *, python: str) -> Path:
     tree, disk = place / "tree", place / "work.ext4"
     tree.mkdir()
     _copy_repo(tree / "repo")
-    names = closure.distributions(_sources(tree / "repo"), also=_PLUGINS, without=_FROM_DISTRIBUTION, python=python)
+    names = closure.distributions(
+        _sources(tree / "repo"), also=_PLUGINS, without=_FROM_DISTRIBUTION, python=python
+    )
     closure.copy(names, tree / "site", python=python)
     _copy_image(settings, tree / "cache")
     shutil.copy2(REPO / "tests/kvm/outer/init", tree / "init")

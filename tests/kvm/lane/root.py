@@ -22,6 +22,7 @@ PACKAGES = (
     "kmod",
     "libvirt-daemon-driver-qemu",  # the driver alone: the product runs it embedded, without a daemon
     "mount",
+    "passwd",
     "python3",
     "python3-libvirt",
     "qemu-system-x86",
@@ -76,7 +77,8 @@ def debian_sources() -> tuple[str, ...]:
     """
     wanted = "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
     listed = run(
-        ["apt-get", "indextargets", "--format", wanted, "Created-By: Packages", "Architecture: amd64"], timeout_s=60
+        ["apt-get", "indextargets", "--format", wanted, "Created-By: Packages", "Architecture: amd64"],
+        timeout_s=60,
     )
     lines = set()
     for line in listed.splitlines():
@@ -100,12 +102,14 @@ def _key(sources: tuple[str, ...]) -> str:
 
 def _build(place: Path, sources: tuple[str, ...]) -> None:
     tar, tree, disk = place / "root.tar", place / "tree", place / "root.ext4"
+    # The hook goes in as text: without root it runs as an account that may not enter this user's home.
     # fmt: off
     run([
         "mmdebstrap", "--mode=auto", "--variant=apt", "--architectures=amd64", "--quiet",
         "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Retries \"3\"",
         *(f"--dpkgopt=path-exclude=/usr/share/{d}/*" for d in ("doc", "info", "locale", "man")),
-        f"--include={','.join(PACKAGES)}", f"--customize-hook={HOOK} \"$1\"", "", str(tar), "-",
+        f"--include={','.join(PACKAGES)}", f"--customize-hook={HOOK.read_text(encoding='utf-8')}",
+        "", str(tar), "-",
     ], timeout_s=_BUILD_TIMEOUT_S, stdin="\n".join(sources) + "\n")
     # fmt: on
     tree.mkdir()
@@ -130,7 +134,16 @@ def make_disk(tree: Path, disk: Path, *, free_mb: int, unpack: Path | None = Non
     # An eighth for block groups and inode tables; the rest of the file is a hole.
     size_kb = used_kb * 9 // 8 + inodes + (free_mb + 16) * 1024
     # No journal: the disk lives for one boot and nothing of it is kept.
-    options = ["-q", "-F", "-O", "^has_journal", "-E", "root_owner=0:0,lazy_itable_init=1", "-N", str(inodes + 8192)]
+    options = [
+        "-q",
+        "-F",
+        "-O",
+        "^has_journal",
+        "-E",
+        "root_owner=0:0,lazy_itable_init=1",
+        "-N",
+        str(inodes + 8192),
+    ]
     run([*as_root, "mkfs.ext4", *options, "-d", str(tree), str(disk), f"{size_kb}k"], timeout_s=120)
 
 

@@ -60,4 +60,6 @@ def _judge(status: str, summary: str) -> Verdict:
     counts = {word: int(number) for number, word in _COUNT.findall(summary.partition(" in ")[0])}
     passed = counts.get("passed", 0)
     ok = status == "0" and passed > 0 and not counts.keys() - _HARMLESS
-    return Verdict(ok, passed, f"pytest in the outer VM ended with status {status or '?'}: {summary or 'no summary'}")
+    return Verdict(
+        ok, passed, f"pytest in the outer VM ended with status {status or '?'}: {summary or 'no summary'}"
+    )
