@@ -1,11 +1,133 @@
-"""Fixtures for the whole suite."""
+"""What the whole suite shares: honest skips, a count of boxes that really booted, and a look for leaks.
+
+A test marked `vm` or `browser` may skip only for a missing thing that it names. With `VOIDBOX_REQUIRE_VM=1` such
+a skip is a failure, and so is a session that should have booted boxes and booted none.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from voidbox_lab.errors import Unavailable
 
-@pytest.fixture
+REQUIRE_VM = os.environ.get("VOIDBOX_REQUIRE_VM") == "1"
+LEAK_GRACE_S = 10.0
+"""Boxes are torn down in the background; so long a process may outlive its test."""
+
+_boot_log = pytest.StashKey[Path]()
+_vm_selected = pytest.StashKey[int]()
+
+
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """All of voidbox-lab runs on asyncio; anyio is its interface."""
+    """All of voidbox-lab runs on asyncio. Session-wide, so that fixtures of any scope share one event loop."""
     return "asyncio"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every process that this session starts counts its boxes in one file."""
+    handle, name = tempfile.mkstemp(prefix="voidbox-boots-", suffix=".jsonl")
+    os.close(handle)
+    config.stash[_boot_log] = Path(name)
+    os.environ["VOIDBOX_BOOT_LOG"] = name
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Remember how many selected tests want a box."""
+    session.config.stash[_vm_selected] = sum(1 for i in session.items if i.get_closest_marker("vm"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    """A missing thing skips a VM test, by name; nothing else does."""
+    try:
+        return (yield)
+    except Unavailable as e:
+        if item.get_closest_marker("vm"):
+            pytest.skip(e.message)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where boxes are required, a skipped VM or browser test has failed, except where the test says that the
+    skip is about hardware: ``pytest.skip("…; see scripts/test-kvm")`` names the lane that runs it."""
+    report = yield
+    marked = item.get_closest_marker("vm") or item.get_closest_marker("browser")
+    if REQUIRE_VM and report.skipped and marked and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if "scripts/test-kvm" not in reason:
+            report.outcome = "failed"
+            report.longrepr = f"VOIDBOX_REQUIRE_VM=1 turns this skip into a failure: {reason}"
+    return report
+
+
+def _boots(config: pytest.Config) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in config.stash[_boot_log].read_text().splitlines()]
+
+
+def _processes() -> Iterator[tuple[int, list[str], bytes]]:
+    """PID, argument list and environment of every process this user can read."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                yield int(entry.name), argv, (entry / "environ").read_bytes()
+            except OSError:
+                continue
+
+
+def _leaks(config: pytest.Config) -> list[str]:
+    """QEMUs of this session's boxes, and our own processes that carry this session's boot log."""
+    domains = {boot["domain"] for boot in _boots(config)}
+    mark = f"VOIDBOX_BOOT_LOG={config.stash[_boot_log]}".encode()
+    found = []
+    for pid, argv, environ in _processes():
+        text = " ".join(argv)
+        ours = mark in environ and ("voidbox_lab.vsock.device" in text or "voidbox_lab.daemon" in text)
+        if ours or any(f"guest={name}," in text for name in domains):
+            found.append(f"{pid}: {text[:120]}")
+    return found
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a session that left a box behind, or that should have booted one and did not."""
+    config = session.config
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    end = time.monotonic() + LEAK_GRACE_S
+    while (left := _leaks(config)) and time.monotonic() < end:
+        time.sleep(0.2)
+    config.stash[_findings] = [f"left running: {leak}" for leak in left]
+    if REQUIRE_VM and config.stash.get(_vm_selected, 0) and not _boots(config):
+        config.stash[_findings].append("VM tests were selected and not one box booted")
+    if config.stash[_findings] and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+_findings = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say how many boxes really booted, and on what."""
+    boots = _boots(config)
+    kinds = Counter(f"{b['isolation']}, {b['vsock']} vsock" for b in boots)
+    detail = "; ".join(f"{n} x {kind}" for kind, n in sorted(kinds.items()))
+    terminalreporter.write_sep("-", f"boxes booted: {len(boots)}" + (f" ({detail})" if detail else ""))
+    for finding in config.stash.get(_findings, []):
+        terminalreporter.write_line(f"FAILED {finding}", red=True)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The count has been printed."""
+    config.stash[_boot_log].unlink(missing_ok=True)
