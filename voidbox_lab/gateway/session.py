@@ -1,0 +1,73 @@
+"""Which stage a request belongs to: tokens, what is in flight, and what went wrong last."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass, field
+
+from anyio import CancelScope
+
+from voidbox_lab.errors import VoidboxError
+from voidbox_lab.gateway.keys import Keys
+from voidbox_lab.spec import Model
+
+TOKEN_BYTES = 32
+
+
+@dataclass(frozen=True)
+class StageSession:
+    """A stage that may talk to one model. `keys` stay on the host."""
+
+    run: str
+    stage: str
+    model: Model
+    keys: Keys = field(default_factory=Keys)
+
+
+@dataclass
+class Live:
+    """A registered session and its state."""
+
+    session: StageSession
+    token_digest: bytes
+    in_flight: set[CancelScope] = field(default_factory=set)
+    calls: int = 0
+    """Model requests begun so far."""
+    revoked: bool = False
+    trouble: VoidboxError | None = None
+    """Why the latest model request failed on the host's side; None after one that succeeded."""
+
+
+class Sessions:
+    """Tokens to sessions. Holds digests only, so that nothing here can be replayed from a dump."""
+
+    def __init__(self) -> None:
+        self._by_digest: dict[bytes, Live] = {}
+
+    def add(self, session: StageSession) -> str:
+        """Register `session`; returns its token, the only copy."""
+        token = secrets.token_urlsafe(TOKEN_BYTES)
+        digest = _digest(token)
+        self._by_digest[digest] = Live(session, digest)
+        return token
+
+    def find(self, token: str) -> Live | None:
+        """The session `token` belongs to. The table is keyed by digest, so a lookup's time tells nothing."""
+        digest = _digest(token)
+        live = self._by_digest.get(digest)
+        return live if live is not None and hmac.compare_digest(live.token_digest, digest) else None
+
+    def remove(self, token: str) -> Live | None:
+        """Forget `token` and cancel what is in flight under it."""
+        live = self._by_digest.pop(_digest(token), None)
+        if live is not None:
+            live.revoked = True
+            for scope in list(live.in_flight):
+                scope.cancel()
+        return live
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
