@@ -36,7 +36,7 @@ HOSTILE = (
     "\x1b]0;owned\x07\x1b[31mred"
 )
 ANSWER = """\
-This is a replayed answer: no model was asked.
+**AAPL** did best. This is a replayed answer (`replay.py`): no model was asked.
 
 | symbol | mean return | volatility | ratio |
 |--------|-------------|------------|-------|

@@ -204,9 +204,10 @@ def test_static_html_reads_without_its_style(replay: ModuleType) -> None:
     html = static_html.render(played(scenario(replay, "quickstart")), now=200.0)
     text = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
     text = " ".join(re.sub(r"<[^>]+>", "", text).split())
-    assert "analyst succeeded TCG scripted:quickstart 3 turns · 3 tool calls" in text
+    assert "analyst succeeded TCG scripted:quickstart 3 turns · 3 tools" in text
     assert "no cost" in text
-    assert "<th>symbol</th>" in html
+    assert '<th style="text-align: left">symbol</th>' in html
+    assert '<td style="text-align: right">0.0287</td>' in html
 
 
 def test_plain_lines_tell_the_story(replay: ModuleType) -> None:

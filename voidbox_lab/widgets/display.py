@@ -147,6 +147,8 @@ def facts(state: ViewState) -> dict[str, Any]:
         s.name: {
             "state": s.state,
             "isolation": s.box.isolation if s.box else None,
+            "vsock": s.box.vsock if s.box else None,
+            "boot_s": s.box.boot_s if s.box else None,
             "model": s.model,
             "model_source": s.model_source,
             "tokens": s.tokens.total,

@@ -59,7 +59,7 @@ def _head(stage: StageView, now: float) -> dict[str, Any]:
         f
         for f in (
             stage.turns and count(stage.turns, "turn"),
-            stage.tool_calls and count(stage.tool_calls, "tool call"),
+            stage.tool_calls and count(stage.tool_calls, "tool"),
         )
         if f
     ]
@@ -173,13 +173,17 @@ def _entry_patch(old: Entry | None, new: Entry) -> dict[str, Any]:
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _ROW = re.compile(r"^\s*\|.*\|\s*$")
 _RULE = re.compile(r"^\s*\|[\s:|-]+\|\s*$")
+_SPAN = re.compile(r"\*\*([^*\n]{1,400})\*\*|`([^`\n]{1,400})`")
+_NUMBER = re.compile(r"[-+\u2212$€]?[\d.,]+ ?[%\w]{0,3}")
 MAX_COLUMNS = 24
 
 
 def blocks(text: str) -> list[dict[str, Any]]:
     """`text` cut into ``prose``, ``code`` (fenced blocks) and ``table`` (pipe tables), in order.
 
-    No other Markdown is read. A table has ``rows`` of cells, the first one its header; the others have ``text``.
+    In prose, ``**bold**`` and code spans become ``spans`` of ``[kind, text]``; no other Markdown is read. A table
+    has ``rows`` of cells, the first one its header, and ``align``, one per
+    column; the others have ``text``.
     """
     found: list[tuple[str, list[str]]] = []
     fenced = False
@@ -198,9 +202,30 @@ def blocks(text: str) -> list[dict[str, Any]]:
 def _block(kind: str, lines: list[str]) -> dict[str, Any]:
     if kind == "table":
         if len(lines) > 2 and _RULE.match(lines[1]):
-            return {"kind": "table", "rows": [_cells(line) for line in (lines[0], *lines[2:])]}
+            rows = [_cells(line) for line in (lines[0], *lines[2:])]
+            return {"kind": "table", "rows": rows, "align": _align(_cells(lines[1]), rows)}
         kind = "code"  # pipes, but not a table
-    return {"kind": kind, "text": "\n".join(lines).strip("\n")}
+    text = "\n".join(lines).strip("\n")
+    return {"kind": "prose", "spans": _spans(text)} if kind == "prose" else {"kind": kind, "text": text}
+
+
+def _spans(text: str) -> list[list[str]]:
+    spans: list[list[str]] = []
+    end = 0
+    for match in _SPAN.finditer(text):
+        spans += [["text", text[end : match.start()]], ["bold", match[1]] if match[1] else ["code", match[2]]]
+        end = match.end()
+    return [[kind, part] for kind, part in (*spans, ["text", text[end:]]) if part]
+
+
+def _align(rule: list[str], rows: list[list[str]]) -> list[str]:
+    """``left`` or ``right`` per column: as the rule says, else right where all body cells are numbers."""
+    aligned = []
+    for i in range(max(len(row) for row in rows)):
+        marked = i < len(rule) and rule[i].endswith(":")
+        cells = [row[i] for row in rows[1:] if i < len(row) and row[i]]
+        aligned.append("right" if marked or (cells and all(map(_NUMBER.fullmatch, cells))) else "left")
+    return aligned
 
 
 def _cells(line: str) -> list[str]:

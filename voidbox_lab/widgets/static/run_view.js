@@ -52,11 +52,20 @@ function fillEntry(node, entry) {
 }
 
 function blockNode(block) {
-  if (block.kind !== "table") return make(block.kind === "code" ? "pre" : "div", "vbx-prose", block.text);
+  if (block.kind === "code") return make("pre", "", block.text);
+  if (block.kind === "prose") {
+    const prose = make("div", "vbx-prose"), tags = { text: "span", bold: "b", code: "code" };
+    prose.append(...block.spans.map(([kind, text]) => make(tags[kind], "", text)));
+    return prose;
+  }
   const table = make("table");
   block.rows.forEach((cells, i) => {
     const row = make("tr");
-    row.append(...cells.map((cell) => make(i ? "td" : "th", "", cell)));
+    row.append(...cells.map((cell, column) => {
+      const node = make(i ? "td" : "th", "", cell);
+      node.style.textAlign = block.align[column];
+      return node;
+    }));
     table.append(row);
   });
   return table;
