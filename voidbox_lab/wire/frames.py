@@ -27,7 +27,9 @@ REQUEST, REPLY, EVENT, DATA, END, CANCEL, CREDIT, GOODBYE = 16, 17, 18, 19, 20, 
 MAX_DATA = 64 * 1024
 """Longest DATA payload, bytes."""
 MAX_JSON = 256 * 1024
-"""Longest REQUEST, REPLY or EVENT payload, bytes."""
+"""Longest REQUEST or REPLY payload, bytes."""
+MAX_EVENT = 16 * 1024
+"""Longest EVENT payload, bytes; events wait in queues, so they are kept small."""
 WINDOW = 256 * 1024
 """Credit a sender of DATA starts with, and the most it may ever hold, bytes per stream and channel."""
 MAX_CHANNEL = 2
@@ -41,7 +43,7 @@ _SHAPE = {
     REJECT: (1, 512, 0, True),
     REQUEST: (2, MAX_JSON, 0, False),
     REPLY: (2, MAX_JSON, 0, False),
-    EVENT: (2, MAX_JSON, 0, False),
+    EVENT: (2, MAX_EVENT, 0, False),
     DATA: (1, MAX_DATA, MAX_CHANNEL, False),
     END: (0, 0, MAX_CHANNEL, False),
     CANCEL: (0, 0, 1, False),

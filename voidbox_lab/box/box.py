@@ -1,0 +1,261 @@
+"""A running box as an object: commands, files, telemetry, the end. `boxes` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Literal
+
+import anyio
+from pydantic import ValidationError
+
+from voidbox_lab.box import files, process
+from voidbox_lab.box.connection import REQUEST_S, Connection
+from voidbox_lab.box.files import FileInfo, Listing, User
+from voidbox_lab.box.process import Completed, Exit, Output, Process
+from voidbox_lab.errors import LimitExceeded, ProviderError
+from voidbox_lab.spec import BoxFacts, Policy, Rlimits
+from voidbox_lab.spec.events import Telemetry
+from voidbox_lab.wire import protocol as p
+
+START_S = 60.0
+"""Seconds from asking for a command to its first instruction; a box busy with 200 others takes a while."""
+MAX_OUTPUT = 16 << 20
+"""Bytes of each output that `Box.run` keeps unless told otherwise."""
+WORKSPACE = "/workspace"
+
+
+class Box:
+    """A box that is up. Every method raises `BoxLost` once it is gone, pending ones included.
+
+    Paths are absolute paths in the guest. `user` is the identity an operation is done with: as ``agent`` nothing
+    can be done that the agent could not do itself; ``root`` is for provisioning, before the agent runs.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        facts: BoxFacts,
+        close: Callable[[], Awaitable[None]],
+        phases: Mapping[str, float] | None = None,
+    ) -> None:
+        self._connection = connection
+        self._close = close
+        self.facts = facts
+        self.phases = dict(phases or {})
+        """Seconds of each phase of the boot: ``prepare``, ``start``, ``dial``, ``handshake``, ``policy`` by the
+        host's clock; ``kernel`` and ``agent``, the parts of ``dial`` and ``start``, by the guest's."""
+
+    @property
+    def id(self) -> str:
+        """The box's id, which is also its domain's name."""
+        return self.facts.domain
+
+    # commands
+
+    async def start_exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = WORKSPACE,
+        user: User = "agent",
+        stdin: bool | bytes | None = None,
+        timeout_s: float | None = None,
+        limits: Rlimits | None = None,
+    ) -> Process:
+        """Start a command; returns once its program runs.
+
+        Args:
+            argv: the program (a path, or a name looked up on PATH) and its arguments.
+            env: added to PATH, HOME, USER, LOGNAME and LANG; nothing else is inherited.
+            stdin: True for a stream in `Process.stdin`, bytes to be sent, else nothing (``/dev/null``).
+            timeout_s: after these the guest ends it and all it started; None: never.
+            limits: instead of the policy's own for this command.
+
+        Raises:
+            UserError: no such program or directory; or policy denies it (cause ``denied``).
+            LimitExceeded: too many processes, or it did not start within `START_S`.
+            BoxLost: the box is gone.
+        """
+        fields = {
+            "argv": list(argv),
+            "env": dict(env or {}),
+            "cwd": cwd,
+            "user": user,
+            "stdin": isinstance(stdin, bytes) or bool(stdin),
+            "timeout_s": timeout_s or 0,
+        }
+        if limits is not None:
+            fields["rlimits"] = limits.model_dump()
+        call = self._connection.open(p.OP_EXEC, **fields)
+        if isinstance(stdin, bytes):
+            self._connection.spawn(process.feed, call, stdin)
+        pid = await process.started(call, START_S)
+        return Process(call, tuple(argv), pid, stdin is True)
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = WORKSPACE,
+        user: User = "agent",
+        stdin: bytes | None = None,
+        timeout_s: float | None = None,
+        limits: Rlimits | None = None,
+        max_output: int = MAX_OUTPUT,
+    ) -> Completed:
+        """Run a command to its end and keep what it wrote. A failing command is a result, not an error.
+
+        Raises:
+            LimitExceeded: an output is longer than `max_output` bytes (limit ``output``); the command is killed.
+            VoidboxError: as `start_exec`.
+        """
+        running = await self.start_exec(
+            argv, env=env, cwd=cwd, user=user, stdin=stdin, timeout_s=timeout_s, limits=limits
+        )
+        outputs: list[bytearray] = [bytearray(), bytearray()]
+        ended: list[Exit] = []
+        async with running:
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(_collect, running.stdout, outputs[0], max_output)
+                    tasks.start_soon(_collect, running.stderr, outputs[1], max_output)
+                    ended.append(await running.wait())
+            except BaseExceptionGroup as group:
+                raise _first(group) from None
+        end = ended[0]
+        return Completed(
+            tuple(argv),
+            end.code,
+            end.signal,
+            bytes(outputs[0]),
+            bytes(outputs[1]),
+            end.timed_out,
+            end.oom,
+            end.duration_s,
+        )
+
+    # files
+
+    async def put(
+        self, src: Path | bytes, dst: str, *, mode: int = 0o644, user: User = "agent", parents: bool = True
+    ) -> int:
+        """Write a file; it appears under its name only when whole. Returns its size in bytes.
+
+        Raises:
+            UserError: `src` cannot be read, or the user may not write `dst` (cause ``denied``).
+            LimitExceeded: the box's disk is full (limit ``disk``), or no progress for `files.STALL_S`.
+        """
+        return await files.put(self._connection, src, dst, mode=mode, user=user, parents=parents)
+
+    async def get(self, path: str, *, user: User = "agent", max_bytes: int = files.MAX_GET) -> bytes:
+        """A regular file's bytes.
+
+        Raises:
+            UserError: absent, unreadable for the user, or not a regular file.
+            LimitExceeded: longer than `max_bytes` (limit ``file``).
+        """
+        async with aclosing(  # type: ignore[type-var]
+            files.chunks(self._connection, path, user=user, max_bytes=max_bytes)
+        ) as stream:
+            return b"".join([chunk async for chunk in stream])
+
+    async def get_file(
+        self, path: str, dst: Path, *, user: User = "agent", max_bytes: int = files.MAX_GET_FILE
+    ) -> int:
+        """Receive a regular file of any size into the host file `dst`; its size in bytes. Errors as `get`."""
+        return await files.get_file(self._connection, path, dst, user=user, max_bytes=max_bytes)
+
+    async def stat(self, path: str, *, user: User = "agent") -> FileInfo:
+        """Facts on a path, of a link itself. Raises UserError when absent or out of the user's sight."""
+        reply = await self._connection.request(p.OP_STAT, path=path, user=user)
+        return files.checked(FileInfo, {**reply, "name": ""})
+
+    async def mkdir(self, path: str, *, mode: int = 0o755, user: User = "agent", parents: bool = True) -> None:
+        """Make a directory, and those above it unless `parents` is False; then it must not exist."""
+        await self._connection.request(p.OP_MKDIR, path=path, mode=mode, user=user, parents=parents)
+
+    async def list(self, path: str, *, user: User = "agent", recursive: bool = False) -> Listing:
+        """What is in a directory, sorted; at most `wire.protocol.MAX_ENTRIES`. Links are not followed."""
+        reply = await self._connection.request(p.OP_LIST, path=path, user=user, recursive=recursive)
+        return files.checked(Listing, reply)
+
+    async def remove(self, path: str, *, user: User = "agent", recursive: bool = False) -> None:
+        """Remove a file, a link, an empty directory, or with `recursive` a whole tree."""
+        await self._connection.request(p.OP_REMOVE, timeout_s=120.0, path=path, user=user, recursive=recursive)
+
+    # the box itself
+
+    async def ping(self, timeout_s: float = REQUEST_S) -> float:
+        """Seconds one empty request takes, there and back."""
+        began = anyio.current_time()
+        await self._connection.request(p.OP_PING, timeout_s)
+        return anyio.current_time() - began
+
+    async def apply(self, policy: Policy) -> None:
+        """Put `policy` in force for every command started from now on.
+
+        Raises:
+            UserError: it allows a program that the image lacks (cause ``not-found``).
+            ProviderError: the guest kernel cannot enforce it (cause ``unsupported``).
+        """
+        commands = None if policy.commands is None else list(policy.commands)
+        await self._connection.request(p.OP_POLICY, commands=commands, rlimits=policy.rlimits.model_dump())
+
+    async def telemetry(self, interval_s: float = 1.0) -> AsyncIterator[Telemetry]:
+        """Samples of the guest's procfs, the first at once, one per `interval_s` (at least 0.2), without end.
+
+        A consumer that lags misses samples, never delays them.
+        """
+        call = self._connection.open(p.OP_TELEMETRY, interval_s=max(interval_s, p.MIN_INTERVAL_S))
+        try:
+            while True:
+                with anyio.move_on_after(interval_s + REQUEST_S) as bound:
+                    event = await call.event()
+                if bound.cancelled_caught:
+                    raise call.late(interval_s + REQUEST_S)
+                if event is None:
+                    await call.result()
+                    return
+                try:
+                    yield Telemetry.model_validate({**event, "type": "telemetry"})
+                except ValidationError:
+                    raise ProviderError("The guest sent a malformed telemetry sample.", cause="protocol") from None
+        finally:
+            call.abandon()
+
+    async def close(self) -> None:
+        """Power off, destroy, remove: nothing of the box is left. Idempotent, bounded, completes if cancelled."""
+        await self._close()
+
+    async def __aenter__(self) -> Box:
+        return self
+
+    async def __aexit__(self, *_: object) -> Literal[False]:
+        await self.close()
+        return False
+
+
+async def _collect(output: Output, into: bytearray, limit: int) -> None:
+    async for chunk in output:
+        into += chunk
+        if len(into) > limit:
+            raise LimitExceeded(
+                f"The command wrote more than {limit} bytes and was killed; read it as a stream instead.",
+                limit="output",
+                value=limit,
+                unit="bytes",
+            )
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error to tell: all of a lost box's streams fail alike, so the first that is no cancellation."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return _first(error)
+        if isinstance(error, Exception):
+            return error
+    return group.exceptions[0]

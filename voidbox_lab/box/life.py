@@ -1,0 +1,84 @@
+"""Watches a running box: whichever goes first, connection, device or machine, tells why the box is gone."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import anyio
+
+from voidbox_lab.box import trouble
+from voidbox_lab.box.connection import Connection
+from voidbox_lab.errors import Cancelled, VoidboxError
+from voidbox_lab.machines import Gone, Machine
+from voidbox_lab.vsock import Transport, UserTransport
+from voidbox_lab.wire.protocol import OP_SHUTDOWN
+
+VERDICT_S = 8.0
+"""Seconds to learn how the machine ended once the connection has: a guest powers off, libvirt notices."""
+SHUTDOWN_S = 2.0
+"""Seconds the guest gets to write back its disk; the box is destroyed in any case."""
+
+
+class Life:
+    """One box's watch. `run` goes on until the box is gone or `end` was called."""
+
+    def __init__(self, box: str, connection: Connection, machine: Machine, transport: Transport) -> None:
+        self._box = box
+        self._connection, self._machine, self._transport = connection, machine, transport
+        self._ended = ""
+        self._gone: Gone | None = None
+        self._vsock_died = False
+        self._first = anyio.Event()
+        self._machine_gone = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self._finished = anyio.Event()
+        self._ending = False
+
+    async def run(self) -> None:
+        """Pump the connection and watch."""
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._pump)
+                    tasks.start_soon(self._watch_machine)
+                    if isinstance(self._transport, UserTransport):
+                        tasks.start_soon(self._watch_device, self._transport)
+                    await self._first.wait()
+                    if not self._ending and not self._vsock_died:
+                        with anyio.move_on_after(VERDICT_S):
+                            await self._machine_gone.wait()
+                    self._connection.fail(self._verdict())
+                    tasks.cancel_scope.cancel()
+        finally:
+            self._connection.fail(self._verdict())
+            self._finished.set()
+
+    async def end(self) -> None:
+        """The owner closes the box: a last chance for the guest, then every open call is cancelled."""
+        self._ending = True
+        if not self._first.is_set():
+            # Destroyed next in any case.
+            with anyio.move_on_after(SHUTDOWN_S), suppress(VoidboxError):
+                await self._connection.request(OP_SHUTDOWN, SHUTDOWN_S)
+        self._connection.fail(self._verdict())
+        self._scope.cancel()
+
+    def _verdict(self) -> VoidboxError:
+        if self._ending:
+            return Cancelled(f"Box {self._box} was closed.", cause="closed")
+        return trouble.lost(self._box, self._ended, self._gone, vsock_died=self._vsock_died)
+
+    async def _pump(self) -> None:
+        self._ended = await self._connection.run()
+        self._first.set()
+
+    async def _watch_machine(self) -> None:
+        self._gone = await self._machine.wait_gone()
+        self._machine_gone.set()
+        self._first.set()
+
+    async def _watch_device(self, transport: UserTransport) -> None:
+        # 0 means that QEMU went first, which the machine's watch will tell.
+        if await transport.wait_gone() != 0:
+            self._vsock_died = True
+            self._first.set()
