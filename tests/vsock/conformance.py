@@ -56,6 +56,11 @@ async def _rest(stream: Stream) -> bytes:
     return b"".join(parts)
 
 
+async def _send_for_ever(stream: Stream) -> None:
+    while True:
+        await stream.send(b"y" * 65536)
+
+
 def _pattern_digest(total: int) -> str:
     digest = hashlib.sha256()
     for block in peer.pattern(total):
@@ -142,8 +147,7 @@ async def guest_closes_abruptly(pair: Pair) -> None:
     """A guest that closes without reading ends the host's stream: no hang, neither way."""
     async with await pair.dial(peer.ABORT) as stream:
         with pytest.raises(anyio.BrokenResourceError):
-            for _ in range(1000):
-                await stream.send(b"y" * 65536)
+            await _send_for_ever(stream)
         await _rest(stream)
 
 

@@ -69,13 +69,15 @@ class Poller:
         self.remove(source)
         self._closing.append(source)
 
-    def wait(self, timeout_s: float | None) -> None:
-        """Handle one batch of events; None waits for ever."""
-        for fd, events in self._epoll.poll(timeout_s, 128):
+    def wait(self, timeout_s: float | None) -> int:
+        """Handle one batch of events, and how many they were; None waits for ever."""
+        batch = self._epoll.poll(timeout_s, 128)
+        for fd, events in batch:
             handler = self._handlers.get(fd)
             if handler is not None:
                 handler(events)
         self.sweep()
+        return len(batch)
 
     def sweep(self) -> None:
         """Close what was discarded."""

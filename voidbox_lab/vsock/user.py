@@ -24,6 +24,7 @@ import anyio
 import voidbox_lab
 from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError, UserError
 from voidbox_lab.vsock.stream import Listener, Stream
+from voidbox_lab.vsock.switch import MAX_CONNECTIONS
 from voidbox_lab.vsock.transport import ANY_PORT, PORT_MAX, VsockDevice
 
 START_S = 20.0
@@ -107,7 +108,7 @@ class UserTransport:
         return port, path
 
     async def connect(self, port: int, timeout_s: float) -> Stream:
-        """See `Transport.connect`."""
+        """See `Transport.connect`; also ProviderError with cause ``busy`` beyond `MAX_CONNECTIONS`."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             with anyio.fail_after(timeout_s):
@@ -147,6 +148,13 @@ class UserTransport:
             except BlockingIOError:
                 await anyio.wait_readable(sock)
                 continue
+            except ConnectionResetError:
+                if not self.alive:
+                    raise
+                raise ProviderError(
+                    f"The vsock device of the box carries {MAX_CONNECTIONS} connections and takes no more; close some.",
+                    cause="busy",
+                ) from None
             if not byte:
                 break
             line += byte
