@@ -8,7 +8,7 @@ from voidbox_lab.images import Image
 from voidbox_lab.machines import Hypervisor, Verdict, probe_accelerator
 from voidbox_lab.settings import Settings
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.vm]
 
 
 async def test_the_probe_answers_kvm_by_booting(verdict: Verdict) -> None:

@@ -1,24 +1,20 @@
-"""Fixtures of the checks: one event loop, one hypervisor, one verdict for all of them, as in a daemon.
+"""Fixtures of the checks: one hypervisor, one verdict and one box for all of them, as in a daemon.
 
 A skip here is a failure: the lane exists to show that nothing is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Generator
 
 import pytest
 
+from tests.kvm.inside.shared import BOOT_S, MEMORY_MB, SharedBox
+from tests.kvm.inside.witness import qemu_of
 from voidbox_lab import images
+from voidbox_lab.box import Boxes
 from voidbox_lab.machines import Hypervisor, Verdict, probe_accelerator
 from voidbox_lab.settings import Settings
-
-
-@pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    """Session-wide, so that fixtures of that scope share one event loop."""
-    return "asyncio"
 
 
 @pytest.fixture(scope="session")
@@ -49,10 +45,27 @@ async def verdict(settings: Settings, hypervisor: Hypervisor, image: images.Imag
     return await probe_accelerator(settings, hypervisor, image)
 
 
+@pytest.fixture(scope="session")
+async def boxes(settings: Settings, hypervisor: Hypervisor, verdict: Verdict) -> AsyncIterator[Boxes]:
+    """The product's factory. The verdict comes first, so that the probe's check sees an uncached one."""
+    async with Boxes(settings, hypervisor) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+async def shared(boxes: Boxes) -> AsyncIterator[SharedBox]:
+    """A box opened as any stage opens its own."""
+    async with await boxes.open(memory_mb=MEMORY_MB, timeout_s=BOOT_S) as box:
+        qemu = qemu_of(box.id)
+        assert qemu is not None
+        assert qemu.cid is not None
+        yield SharedBox(box, qemu.cid)
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn a skip into a failure that keeps its reason."""
-    report: Any = yield
+    report = yield
     if report.skipped:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped in the KVM lane: {report.longrepr}"

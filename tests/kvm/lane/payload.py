@@ -74,9 +74,9 @@ def _sources(repo: Path) -> list[Path]:
     """The source files that run inside: rooms, top-level modules, checks, and what checks import."""
     package = repo / "voidbox_lab"
     found = [*(package / name for name in ("__init__.py", "errors.py", "settings.py", "resources.py"))]
-    for directory in (*(package / room for room in _ROOMS), repo / CHECKS, repo / "tests/vsock"):
+    for directory in (*(package / room for room in _ROOMS), repo / CHECKS):
         found += sorted(directory.rglob("*.py"))
-    return [*found, repo / "tests/conftest.py"]
+    return [*found, repo / "tests/conftest.py", repo / "tests/vsock/conformance.py"]
 
 
 def _copy_image(settings: Settings, target: Path) -> None:

@@ -1,0 +1,19 @@
+"""The one box that many checks use, and how large and how patient boxes are in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from voidbox_lab.box import Box
+
+MEMORY_MB = 256
+BOOT_S = 240.0
+"""A box boots in here in about half a minute; beside other work it takes longer."""
+
+
+@dataclass(frozen=True)
+class SharedBox:
+    """A box kept for many checks, since each boot costs half a minute, and its CID by QEMU's own word."""
+
+    box: Box
+    cid: int
