@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,10 +51,8 @@ def test_options_may_stand_before_and_after_names() -> None:
 def test_any_line_is_options_or_a_user_error(line: str) -> None:
     """Nothing typed after the magic's name is a crash, an exit or a print."""
     for parser in (*CELL.values(), *LINE.values()):
-        try:
-            parser().read(line)
-        except UserError as e:
-            assert e.message
+        with suppress(UserError):
+            assert parser().read(line) is not None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_any_line_is_options_or_a_user_error(line: str) -> None:
 )
 def test_an_unknown_subcommand_names_the_right_one(magic: str, line: str, says: str) -> None:
     """A slip, the wrong magic, or nonsense."""
-    with pytest.raises(UserError, match=".") as caught:
+    with pytest.raises(UserError) as caught:
         subcommand(magic, line, LINE if magic == "%voidbox" else CELL)
     assert says in caught.value.message
 

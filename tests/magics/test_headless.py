@@ -53,7 +53,8 @@ def test_the_executed_notebook_holds_the_frozen_view(tmp_path: Path) -> None:
 
 def test_plain_lines_where_asked_for(tmp_path: Path) -> None:
     """VOIDBOX_VIEW=plain prints in a kernel, too."""
-    notebook = execute([SETUP, SKILL, stage("quickstart"), "run = %voidbox run analyst"], tmp_path, VOIDBOX_VIEW="plain")
+    cells = [SETUP, SKILL, stage("quickstart"), "run = %voidbox run analyst"]
+    notebook = execute(cells, tmp_path, VOIDBOX_VIEW="plain")
     assert all(o.output_type == "stream" for o in notebook.cells[3].outputs)
     assert "analyst  > bash head" in "".join(o.text for o in notebook.cells[3].outputs)
 

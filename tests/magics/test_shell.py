@@ -12,13 +12,15 @@ import pytest
 from voidbox_lab import load_ipython_extension, unload_ipython_extension
 from voidbox_lab.errors import Cancelled, LimitExceeded, UserError
 from voidbox_lab.magics import registry
+from voidbox_lab.magics.pipeline import build
 
 SKILL = "%%voidbox skill price-history --description 'How to read the table'\n# Prices\nOne row per month."
 
 
 def stage(model: str = "quickstart", name: str = "analyst", options: str = "") -> str:
     """A stage cell."""
-    return f"%%voidbox stage {name} --skill price-history --model scripted:{model} {options}\nWhich did best? {{x}} $y"
+    first = f"%%voidbox stage {name} --skill price-history --model scripted:{model} {options}"
+    return first + "\nWhich did best? {x} $y"
 
 
 def cell(shell: Any, source: str) -> Any:
@@ -145,7 +147,7 @@ def test_the_text_of_errors_is_clean(shell: Any, replayed: ModuleType, capsys: A
 
 @pytest.mark.anyio
 async def test_a_cancelled_cell_cancels_its_run(shell: Any, replayed: ModuleType) -> None:
-    """What ipykernel does on the stop button: the task is cancelled; the run ends, and the cell with a sentence."""
+    """ipykernel cancels the task on the stop button: the run ends, and the cell with a sentence."""
     declared(shell, "endless")
     source = "run = %voidbox run analyst"
     transformed = shell.transform_cell(source)
@@ -165,11 +167,7 @@ async def test_an_attached_cell_only_stops_looking(shell: Any, replayed: ModuleT
     """Stopping a cell that attached leaves the run to its owner; %voidbox cancel ends it."""
     declared(shell, "endless")
     client = replayed.ReplayClient()
-    record = await client.submit(
-        __import__("voidbox_lab.magics.pipeline", fromlist=["build"]).build(
-            [["analyst"]], registry(shell).stage, {}
-        )
-    )
+    record = await client.submit(build([["analyst"]], registry(shell).stage, {}))
     source = f"%voidbox attach {record.id}"
     attached = asyncio.ensure_future(shell.run_cell_async(source, transformed_cell=shell.transform_cell(source)))
     await asyncio.sleep(0.3)

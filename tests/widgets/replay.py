@@ -247,14 +247,6 @@ class ReplayClient:
 
 def install() -> None:
     """Put `ReplayClient` in the place of the real client, in this process."""
-    import voidbox_lab.client as c
-
-    if not hasattr(c, "AsyncClient"):
-        c.AsyncClient = ReplayClient
     from voidbox_lab.magics import commands
 
-    try:
-        import voidbox_lab.api
-    except ImportError:
-        commands.as_run = lambda r: r
     commands.AsyncClient = ReplayClient  # type: ignore[misc,assignment]

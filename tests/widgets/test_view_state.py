@@ -105,28 +105,43 @@ def test_the_store_has_the_last_word_on_figures() -> None:
     assert settled.cost_usd == 0.5
 
 
-bodies = st.recursive(
+json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=200), lambda x: st.lists(x, max_size=3)
 )
 hostile_text = st.text(max_size=400) | st.sampled_from(
-    ["<b>&\"'", "\x1b[2J" * 50, "x" * 65536, "\n" * 5000, "```\n|a|\n"]
+    ["<b>&\"'", "\x1b[2J" * 50, "x" * 65536, "\n" * 5000, "```\n|a|\n", "|a|\n|--:|\n|1|\n" * 30, "**`" * 900]
 )
+COUNTERS = [
+    *("disk_total_kb", "disk_used_kb", "disk_read_bytes", "disk_write_bytes", "net_rx_bytes", "net_tx_bytes"),
+    *("processes", "memory_total_kb"),
+]
+
+
+def sample(f: float) -> Body:
+    """A telemetry sample of nonsense."""
+    fields = dict.fromkeys(COUNTERS, 0) | {"cpu": f, "load1": f, "uptime_s": f, "memory_used_kb": -5}
+    return BODY.validate_python({"type": "telemetry", **fields})
+
+
 any_body = st.one_of(
     st.builds(AgentText, text=hostile_text, block=st.integers(-3, 3)),
-    st.builds(ToolCall, id=st.sampled_from("abc"), name=hostile_text, input=st.dictionaries(hostile_text, bodies, max_size=4)),
+    st.builds(
+        ToolCall,
+        id=st.sampled_from("abc"),
+        name=hostile_text,
+        input=st.dictionaries(hostile_text, json_values, max_size=4),
+    ),
     st.builds(ToolResult, id=st.sampled_from("abc"), content=hostile_text, is_error=st.booleans()),
-    st.builds(StageChanged, state=st.sampled_from(["queued", "running", "failed", "succeeded"]), output=st.none() | hostile_text),
+    st.builds(
+        StageChanged,
+        state=st.sampled_from(["queued", "running", "failed", "succeeded"]),
+        output=st.none() | hostile_text,
+    ),
     hostile_text.map(lambda t: BODY.validate_python({"type": "log", "text": t})),
     hostile_text.map(lambda t: BODY.validate_python({"type": "notice", "message": t})),
-    hostile_text.map(lambda t: BODY.validate_python({"type": "run", "state": "running"})),
-    st.floats().map(
-        lambda f: BODY.validate_python(
-            {"type": "telemetry", "cpu": f, "load1": f, "memory_total_kb": 0, "memory_used_kb": -5, "disk_total_kb": 0,
-             "disk_used_kb": 0, "disk_read_bytes": 0, "disk_write_bytes": 0, "net_rx_bytes": 0, "net_tx_bytes": 0,
-             "processes": 0, "uptime_s": f}
-        )
-    ),
-)  # fmt: skip
+    st.just(BODY.validate_python({"type": "run", "state": "running"})),
+    st.floats().map(sample),
+)
 any_events = st.lists(
     st.tuples(st.sampled_from([None, "analyst", "other", "x" * 500, "<i>"]), any_body), max_size=60
 )
@@ -137,9 +152,7 @@ any_events = st.lists(
 def test_any_events_leave_a_bounded_view_that_every_surface_can_show(events: Any, repeat: int) -> None:
     """Whatever the events say, in whatever order: nothing raises, and size has a ceiling."""
     state = begin(record("analyst", "second"))
-    seq = 0
-    for stage, body in events * repeat:
-        seq += 1
+    for seq, (stage, body) in enumerate(events * repeat, 1):
         before, state = state, fold(state, Event(seq=seq, run="r1", at=100.0 + seq, stage=stage, body=body))
         list(plain.lines(before, state))
     for view in state.stages.values():

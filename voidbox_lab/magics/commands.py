@@ -56,7 +56,7 @@ class VoidboxMagics(Magics):
             return self._dispatch(line, cell)
         except VoidboxError as e:
             error = e
-        raise shown_as_sentence(error)
+        raise self._shown(error)
 
     def _dispatch(self, line: str, cell: str | None) -> Any:
         magic, known = ("%voidbox", LINE) if cell is None else ("%%voidbox", CELL)
@@ -81,6 +81,9 @@ class VoidboxMagics(Magics):
         options = self._read(parser, line)
         return None if options is None else await getattr(self, f"_{name}")(options)
 
+    def _shown(self, error: VoidboxError) -> VoidboxError:
+        return shown_as_sentence(error, colour=str(self.shell.colors).lower() != "nocolor")
+
     async def _awaited(self, start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         error: VoidboxError
         try:
@@ -90,7 +93,7 @@ class VoidboxMagics(Magics):
             error = e
         except asyncio.CancelledError:
             error = Cancelled("The cell was stopped.", cause="interrupted")
-        raise shown_as_sentence(error)
+        raise self._shown(error)
 
     def _overview(self) -> None:
         for magic, known in (("%%voidbox", CELL), ("%voidbox", LINE)):

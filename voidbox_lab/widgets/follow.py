@@ -96,8 +96,6 @@ class _Tracker:
         async for event in self.client.events(self.run, after=self.state.last_seq):
             self.state = fold(self.state, event)
             self.surface.show(self.state)
-            if self.state.over:
-                return
 
     async def _cancel(self) -> None:
         await self.client.cancel(self.run)
