@@ -47,7 +47,8 @@ async def serving(app: ASGIApp, sock: socket.socket) -> AsyncGenerator[None]:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve, [sock])
         with anyio.move_on_after(STARTUP_S) as started:
-            while not server.started:
+            # uvicorn has no other way to say so.
+            while not server.started:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
         if started.cancelled_caught:
             raise ProviderError(f"The gateway's server did not start within {STARTUP_S:g} s.", cause="timeout")
@@ -61,15 +62,20 @@ async def serving(app: ASGIApp, sock: socket.socket) -> AsyncGenerator[None]:
 @asynccontextmanager
 async def serving_unix(app: ASGIApp, path: Path) -> AsyncGenerator[None]:
     """Serve `app` on a new UNIX socket at `path`, for this user only (mode 0600)."""
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # The directory is private already (Settings.prepare); the mode is the second lock.
-        sock.bind(str(path))
-        path.chmod(0o600)
-        sock.listen(512)
+    with _bound(path) as sock:
         async with serving(app, sock):
             yield
-    finally:
-        sock.close()
-        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _bound(path: Path) -> Iterator[socket.socket]:
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.bind(str(path))
+        # The directory is private already (Settings.prepare); the mode is the second lock.
+        path.chmod(0o600)
+        sock.listen(512)
+        try:
+            yield sock
+        finally:
+            path.unlink(missing_ok=True)

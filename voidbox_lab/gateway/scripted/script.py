@@ -73,7 +73,7 @@ class Use(Frozen):
 
 
 class Turn(Frozen):
-    """One answer of the model. Without `when`, a turn is taken at its own place in the list; the last also ever after."""
+    """One answer of the model. Without `when`, it is taken at its own place in the list; the last also after."""
 
     when: When | None = None
     say: str = ""

@@ -79,7 +79,7 @@ class StreamTranslator:
 
     def _start(self, chunk: Json) -> Json:
         self._started = True
-        message = {
+        message: Json = {
             "id": str(chunk.get("id") or "msg_0"),
             "type": "message",
             "role": "assistant",

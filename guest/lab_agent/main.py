@@ -1,0 +1,102 @@
+"""From a command line to an exit status: wires the parts together, ends well whatever happens.
+
+Exit status: 0 with an answer; 1 without; 2 for a wrong command line; 143 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from lab_agent import VERSION, prompt, skills, tools
+from lab_agent.events import Events
+from lab_agent.http1 import HttpProblem, split_url
+from lab_agent.loop import Outcome, Session
+from lab_agent.messages import ApiProblem, Client
+from lab_agent.options import USAGE, Options, UsageProblem
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+MAX_PROMPT = 4 << 20
+TERMINATED = 128 + signal.SIGTERM
+
+
+class _Terminated(BaseException):
+    """SIGTERM came. Not an Exception, so that nothing on the way swallows it."""
+
+
+def main(argv: list[str], env: dict[str, str], stdin: BinaryIO, stdout: BinaryIO) -> int:
+    """Run the agent once. `stdin` and `stdout` are binary files; returns the exit status.
+
+    Must run in the main thread: SIGTERM is handled while it runs, and put back as it was at the end.
+    """
+    try:
+        options = Options(argv, env)
+    except UsageProblem as e:
+        sys.stderr.write(f"lab-agent: {e}\n\n{USAGE}")
+        return 2
+    if options.help or options.version:
+        stdout.write((USAGE if options.help else f"lab-agent {VERSION}\n").encode())
+        stdout.flush()
+        return 0
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(options, env, stdin, stdout)
+    except BrokenPipeError:
+        return 1  # nobody listens any more
+    except _Terminated:
+        return TERMINATED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> None:
+    # Once: what follows is the last event, and must not be interrupted in turn.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Terminated
+
+
+def _run(options: Options, env: dict[str, str], stdin: BinaryIO, stdout: BinaryIO) -> int:
+    events = Events(stdout, text_only=options.output_format == "text")
+    client = session = None
+    status = 1
+    try:
+        base_url = env.get("ANTHROPIC_BASE_URL", "")
+        split_url(base_url)
+        client = Client(base_url, env.get("ANTHROPIC_API_KEY") or env.get("ANTHROPIC_AUTH_TOKEN") or "", events)
+        text = stdin.read(MAX_PROMPT).decode(errors="replace") if options.prompt == "-" else options.prompt
+        found = skills.find(env.get("HOME", "/nonexistent"))
+        toolbox = tools.builtin(env)
+        cwd = os.getcwd()
+        session = Session(
+            client,
+            toolbox,
+            events,
+            model=options.model,
+            system=prompt.system_prompt(cwd, found, options.append_system_prompt),
+            max_tokens=options.max_tokens,
+        )
+        events.init(cwd=cwd, model=options.model, tools=toolbox.names, skills=[s.name for s in found])
+        if not text.strip():
+            raise HttpProblem("the prompt is empty")
+        outcome = session.run(text, options.max_turns)
+        status = int(outcome.is_error)
+    except (ApiProblem, HttpProblem) as e:
+        outcome = Outcome(str(e), "error_during_execution")
+    except _Terminated:
+        outcome = Outcome("Stopped by SIGTERM.", "error_terminated")
+        status = TERMINATED
+    events.result(
+        outcome.text,
+        is_error=outcome.is_error,
+        subtype=outcome.subtype,
+        turns=session.turns if session else 0,
+        usage=session.usage if session else {},
+        api_s=client.seconds if client else 0.0,
+    )
+    if outcome.is_error:
+        sys.stderr.write(f"lab-agent: {outcome.text}\n")
+    return status

@@ -1,0 +1,26 @@
+"""The agents there are."""
+
+from __future__ import annotations
+
+from voidbox_lab.agents.claude_code import ClaudeCode
+from voidbox_lab.agents.contract import Adapter
+from voidbox_lab.agents.lab_agent import LabAgent
+from voidbox_lab.errors import UserError
+
+_ADAPTERS: dict[str, Adapter] = {a.name: a for a in (LabAgent(), ClaudeCode())}
+
+
+def names() -> list[str]:
+    """All agents' names, the default first."""
+    return list(_ADAPTERS)
+
+
+def adapter(name: str) -> Adapter:
+    """The adapter of the agent `name`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in _ADAPTERS:
+        raise UserError(f"There is no agent {name!r}; use one of {', '.join(_ADAPTERS)}.", cause="unknown-agent")
+    return _ADAPTERS[name]
