@@ -5,7 +5,6 @@ For tests that want each step under their hands; `fake_guest` is for those that 
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,4 +158,4 @@ class Bench:
         self.rx.close()
         self.tx.close()
         for path in self.path.parent.glob("vs*"):
-            os.unlink(path)
+            path.unlink()

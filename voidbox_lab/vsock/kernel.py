@@ -126,8 +126,7 @@ class KernelTransport:
             sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
                 # The kernel's own bound of 2 s would answer first; ours is the one in the error.
-                bound = struct.pack("@ll", int(timeout_s) + 1, 0)
-                sock.setsockopt(socket.AF_VSOCK, _SO_CONNECT_TIMEOUT, bound)
+                _bound_connect(sock, int(timeout_s) + 1)
                 code = sock.connect_ex((self.cid, port))
                 if code == errno.EINPROGRESS:
                     await anyio.wait_writable(sock)
@@ -157,6 +156,14 @@ class KernelTransport:
             listener.close()
         await asyncio.gather(*self._relays, return_exceptions=True)
         self._relays.clear()
+
+
+def _bound_connect(sock: socket.socket, seconds: int) -> None:
+    """How long the kernel itself lets a connect take."""
+    # On an AF_VSOCK socket CPython sets 64-bit numbers only (socketmodule.c, sock_setsockopt) and this option is a
+    # structure; what family a socket object believes it has is Python's own matter.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(sock.fileno())) as view:
+        view.setsockopt(socket.AF_VSOCK, _SO_CONNECT_TIMEOUT, struct.pack("@ll", seconds, 0))
 
 
 async def open_kernel(box_dir: Path) -> KernelTransport:

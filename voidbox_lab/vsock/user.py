@@ -152,7 +152,7 @@ class UserTransport:
                 if not self.alive:
                     raise
                 raise ProviderError(
-                    f"The vsock device of the box carries {MAX_CONNECTIONS} connections and takes no more; close some.",
+                    f"The box has {MAX_CONNECTIONS} vsock connections and takes no more; close some first.",
                     cause="busy",
                 ) from None
             if not byte:
@@ -196,8 +196,9 @@ class UserTransport:
             for stream in (self._process.stdin, self._process.stdout):
                 if stream is not None:
                     stream.close()
-            for name in ("vu", "vs"):
-                (self.box_dir / name).unlink(missing_ok=True)
+            for name in ("vu", "vs"):  # the device's own duty, unless it was killed
+                with contextlib.suppress(OSError):
+                    (self.box_dir / name).unlink()
 
 
 async def open_user(box_dir: Path, *, cid: int = 3) -> UserTransport:
@@ -230,14 +231,12 @@ async def open_user(box_dir: Path, *, cid: int = 3) -> UserTransport:
     except BaseException:
         await transport.aclose()
         raise
-    code = process.poll()
     await transport.aclose()
-    with contextlib.suppress(OSError):
-        last = log.read_bytes()[-400:].decode(errors="replace").strip()
-        raise ProviderError(
-            f"The vsock device did not start within {START_S:g} s (exit code {code}): {last}.", cause="vsock-start"
-        )
-    raise ProviderError(f"The vsock device did not start within {START_S:g} s.", cause="vsock-start")
+    last = log.read_bytes()[-400:].decode(errors="replace").strip().rpartition("\n")[2]
+    raise ProviderError(
+        f"The vsock device did not start within {START_S:g} s; its last words: {last or 'none'}.",
+        cause="vsock-start",
+    )
 
 
 def _spawn(argv: list[str], errors: int) -> subprocess.Popen[bytes]:
