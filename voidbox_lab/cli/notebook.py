@@ -9,10 +9,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import nbformat
 import typer
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from rich.markup import escape
 
 from voidbox_lab.cli.output import ago, dollars, err, out, print_json
@@ -31,6 +28,8 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
 ) -> None:
     """Execute a notebook headless and print, for each stage, its answer and what it ran on."""
+    import nbformat  # here: it takes a second, which no other subcommand should pay
+
     book = _read(notebook)
     began = time.monotonic()
     if not json:
@@ -64,6 +63,8 @@ def runs(book: Any) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> Any:
+    import nbformat
+
     try:
         return nbformat.read(path, as_version=4)
     except OSError as e:
@@ -74,6 +75,9 @@ def _read(path: Path) -> Any:
 
 def _execute(book: Any, path: Path, timeout: float) -> CommandFailed | LimitExceeded | ProviderError | None:
     """Execute in place; the trouble, if any, after which the cells before it keep their outputs."""
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
     name = book.metadata.get("kernelspec", {}).get("name", "python3")
     client = NotebookClient(
         book, timeout=timeout, kernel_name=name, resources={"metadata": {"path": str(path.parent or Path())}}

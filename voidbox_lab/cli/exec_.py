@@ -1,0 +1,100 @@
+"""``voidbox exec -- CMD``: one command in a fresh box, streamed, with its exit code."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from click.exceptions import Exit
+
+from voidbox_lab.cli.output import ago, complain, err
+from voidbox_lab.client import Client
+from voidbox_lab.errors import ProviderError, UserError, VoidboxError
+from voidbox_lab.spec import Policy, validated
+from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted, Failed
+
+MAX_STDIN = 6 << 20
+"""Bytes; what fits a request after base64."""
+TIMED_OUT, OURS, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
+CAUSES = {"not-found": NOT_FOUND, "denied": NOT_EXECUTABLE, "not-executable": NOT_EXECUTABLE}
+
+
+def exec_(
+    argv: Annotated[list[str], typer.Argument(metavar="-- CMD [ARG]...", help="The command.", show_default=False)],
+    memory: Annotated[int, typer.Option(help="Memory of the box, in MB.")] = 512,
+    vcpus: Annotated[int, typer.Option(help="Virtual CPUs of the box.")] = 1,
+    timeout: Annotated[float, typer.Option(help="Bound on the command, in seconds; boot is bounded apart.")] = 300,
+    image: Annotated[str, typer.Option(help="Which image.")] = "default",
+    allow_command: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these programs may run in the box; may be given again.", show_default=False),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what the box is.")] = False,
+) -> None:
+    """Run a command in a fresh box, streaming its output; the exit code is the command's own."""
+    policy = Policy(commands=tuple(allow_command) if allow_command else None)
+    request = validated(
+        ExecRequest,
+        argv=argv,
+        memory_mb=memory,
+        vcpus=vcpus,
+        timeout_s=timeout,
+        image=image,
+        stdin=_stdin(),
+        policy=policy,
+    )
+    try:
+        with Client() as client:
+            for event in client.execute(request):
+                match event:
+                    case ExecStarted(facts=facts) if verbose:
+                        err.print(
+                            f"box {facts.domain}: {facts.isolation}, {facts.vsock} vsock, {facts.memory_mb} MB, "
+                            f"up after {ago(facts.boot_s)}"
+                        )
+                    case ExecOutput(stream=stream, data=data):
+                        target = sys.stdout if stream == "stdout" else sys.stderr
+                        target.buffer.write(base64.b64decode(data))
+                        target.buffer.flush()
+                    case ExecExit():
+                        raise Exit(_code(event, timeout))
+                    case Failed(error=error):
+                        raise ProviderError(str(error.get("message")))
+    except UserError as e:
+        complain(e)
+        raise Exit(CAUSES.get(e.cause or "", OURS)) from e
+    except VoidboxError as e:
+        complain(e)
+        raise Exit(TIMED_OUT if e.kind == "limit" and e.cause == "time" else OURS) from e
+    raise ProviderError("The daemon ended the command's stream without its exit code; see its log.")
+
+
+def _code(ended: ExecExit, timeout: float) -> int:
+    if ended.timed_out:
+        err.print(f"[bold red]limit error:[/] The command took longer than {timeout:g} s; give --timeout more.")
+        return TIMED_OUT
+    if ended.signal is not None:
+        return 128 + ended.signal
+    return ended.code if ended.code is not None else OURS
+
+
+def _stdin() -> str | None:
+    """What was piped or redirected to us, as base64; None for a terminal or nothing."""
+    try:
+        if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty() or _is_null():
+            return None
+        data = sys.stdin.buffer.read(MAX_STDIN + 1)
+    except OSError:
+        return None
+    if len(data) > MAX_STDIN:
+        raise UserError(
+            f"Standard input has more than {MAX_STDIN} bytes; give large data to a stage as an input file."
+        )
+    return base64.b64encode(data).decode() if data else None
+
+
+def _is_null() -> bool:
+    return Path("/dev/stdin").resolve() == Path("/dev/null")
