@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 
 from voidbox_lab.engine import Host, StageJob
-from voidbox_lab.errors import BoxLost, UserError
+from voidbox_lab.errors import BoxLost, UserError, VoidboxError
 from voidbox_lab.spec import BoxFacts, Skill, VoidBoxSpec
 from voidbox_lab.spec.events import AgentText, Body, Telemetry, ToolCall
 
@@ -182,6 +182,10 @@ class FakeSession:
     token: str
     base_url: str = "http://127.0.0.1:8129"
     socket: Path | None = None
+    upstream: VoidboxError | None = None
+
+    def trouble(self) -> VoidboxError | None:
+        return self.upstream
 
 
 class FakeSessions:
@@ -190,6 +194,7 @@ class FakeSessions:
     def __init__(self) -> None:
         self.live: set[str] = set()
         self.count = 0
+        self.upstream: VoidboxError | None = None
 
     @asynccontextmanager
     async def __call__(self, job: StageJob) -> AsyncIterator[FakeSession]:
@@ -198,7 +203,7 @@ class FakeSessions:
         assert token not in self.live
         self.live.add(token)
         try:
-            yield FakeSession(token)
+            yield FakeSession(token, upstream=self.upstream)
         finally:
             self.live.remove(token)
 

@@ -211,6 +211,14 @@ async def test_an_agent_that_floods_is_stopped(lab: Any, monkeypatch: pytest.Mon
         assert (record.trouble.kind, record.trouble.cause) == ("limit", "output")
 
 
+async def test_an_agent_without_a_model_is_the_providers_trouble(lab: Any) -> None:
+    """The agent exits 1 because the model's server is down: the cause is reported, not the symptom."""
+    async with lab(one=[("exit", FakeExit(code=1))]) as it:
+        it.sessions.upstream = ProviderError("api.example.org cannot be reached.", cause="upstream")
+        record = await it.run(chain("one"))
+        assert (record.trouble.kind, record.trouble.cause) == ("provider", "upstream")
+
+
 async def test_a_huge_tool_input_is_cut_visibly(lab: Any) -> None:
     line = json.dumps({"tool": "x" * 1_000_000}).encode() + b"\n"
     async with lab(one=[("out", line), *says(result="ok")]) as it:

@@ -41,7 +41,7 @@ Emit = Callable[[Body], Awaitable[None]]
 
 
 class Session(Protocol):
-    """A registered gateway session: the URL the guest uses, and the token it shows there."""
+    """A registered gateway session: the guest's URL of the gateway, and the token it shows there."""
 
     @property
     def base_url(self) -> str: ...
@@ -49,6 +49,9 @@ class Session(Protocol):
     def token(self) -> str: ...
     @property
     def socket(self) -> Path | None: ...
+    def trouble(self) -> VoidboxError | None:
+        """Why the latest model request failed on the host's side, if it did."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,13 @@ async def run_stage(job: StageJob, host: Host, emit: Emit, moved: Callable[[Prog
         parser = adapter.parser()
         ended = await _drive(box, job, launch, parser, emit)
         await moved("collecting")
-        return _collect(job, parser, ended)
+        try:
+            return _collect(job, parser, ended)
+        except CommandFailed as e:
+            # The agent gave up because its model could not be reached: not the agent's fault.
+            if trouble := session.trouble():
+                raise trouble from e
+            raise
 
 
 @asynccontextmanager

@@ -1,0 +1,40 @@
+"""A daemon in this process, on a real UNIX socket, over the fake backend."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.daemon.doubles import fake_backend
+from voidbox_lab.client import AsyncClient
+from voidbox_lab.daemon import app
+from voidbox_lab.daemon.core import Daemon
+from voidbox_lab.engine import Capacity
+from voidbox_lab.gateway.serve import serving_unix
+from voidbox_lab.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings of a home of this test's own."""
+    return Settings.from_env({"VOIDBOX_HOME": str(tmp_path / "home")}).prepare()
+
+
+@pytest.fixture
+async def house(settings: Settings) -> AsyncIterator[Any]:
+    """`daemon`, its fake `backend`, and a connected `client`."""
+    async with AsyncExitStack() as stack:
+        capacity = Capacity(memory_mb=4096, vcpus=8)
+        daemon = await stack.enter_async_context(Daemon.open(settings, fake_backend, capacity=capacity))
+        await stack.enter_async_context(serving_unix(app.create(daemon), settings.socket))
+        client = await stack.enter_async_context(AsyncClient(settings, start=False, env={}))
+        yield SimpleNamespace(daemon=daemon, backend=daemon.backend, client=client, settings=settings)
+        daemon.stop()
+        with anyio.fail_after(20):
+            await daemon.wind_down()

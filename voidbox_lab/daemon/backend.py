@@ -1,0 +1,76 @@
+"""What the daemon needs below it, as one contract. `live` is the real one; tests have an honest double."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from starlette.types import ASGIApp
+
+from voidbox_lab.box import Boxes
+from voidbox_lab.engine import Journal, StageJob
+from voidbox_lab.engine.ports import Adapter
+from voidbox_lab.machines import Hypervisor
+from voidbox_lab.settings import Settings
+from voidbox_lab.spec import Policy, VoidBoxSpec
+
+
+class Backend(Protocol):
+    """Boxes, agents, the gateway and the sweep, of one daemon."""
+
+    @property
+    def gateway_app(self) -> ASGIApp:
+        """Served on ``<runtime>/gateway.sock``."""
+        ...
+
+    @property
+    def key_names(self) -> Sequence[str]:
+        """Names of the model keys that are held."""
+        ...
+
+    def add_keys(self, keys: Mapping[str, str]) -> None:
+        """Hold more model keys."""
+        ...
+
+    def check(self, box: VoidBoxSpec) -> None:
+        """`UserError` for a stage that cannot work: unknown agent or script, no key."""
+        ...
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of an agent CLI; `UserError` if there is none."""
+        ...
+
+    def session(self, job: StageJob) -> AbstractAsyncContextManager[Any]:
+        """A gateway session for the time of the context; see `voidbox_lab.engine.stage.Session`."""
+        ...
+
+    async def open(
+        self,
+        *,
+        memory_mb: int,
+        vcpus: int,
+        image: str,
+        agents: Sequence[str],
+        gateway_socket: Path | None,
+        policy: Policy,
+    ) -> Any:
+        """A box; see `voidbox_lab.box.Boxes.open`."""
+        ...
+
+    async def sweep(self) -> list[str]:
+        """Remove what dead owners left; its names."""
+        ...
+
+    async def boxes(self) -> Boxes:
+        """The factory itself, for who looks closer (`check`); opens libvirt if need be."""
+        ...
+
+    async def hypervisor(self) -> Hypervisor:
+        """The libvirt connection below it."""
+        ...
+
+
+MakeBackend = Callable[[Settings, Journal], AbstractAsyncContextManager[Backend]]
+"""Leaving the context closes every box and lets go of everything."""

@@ -1,0 +1,162 @@
+"""The daemon's one object: what the API's routes and the server's life-cycle work on.
+
+Not for HTTP (`app`), nor for sockets, signals and locks (`serve`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+
+from voidbox_lab import __version__
+from voidbox_lab.daemon.activity import Activity
+from voidbox_lab.daemon.backend import Backend, MakeBackend
+from voidbox_lab.engine import Admission, Capacity, Host, Journal, Runner, end_abruptly
+from voidbox_lab.errors import UserError, VoidboxError
+from voidbox_lab.settings import Settings
+from voidbox_lab.spec import RunRecord, RunSpec, Trouble
+from voidbox_lab.spec.api import API_VERSION, Health
+from voidbox_lab.store import Artifacts, SqliteStore, Store
+
+SHUTDOWN_S = 30.0
+"""Bound on closing the boxes of cancelled runs when the daemon ends."""
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """Store, engine and backend of this process. Open it with `Daemon.open`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        artifacts: Artifacts,
+        journal: Journal,
+        backend: Backend,
+        runner: Runner,
+    ) -> None:
+        self.settings, self.store, self.artifacts, self.journal = settings, store, artifacts, journal
+        self.backend, self.runner, self.admission = backend, runner, runner.admission
+        self.activity = Activity()
+        self.stopping = anyio.Event()
+        """Somebody asked for the end; runs are being cancelled."""
+        self.stopped = anyio.Event()
+        """Nothing runs any more; streams end."""
+        self._started = time.monotonic()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        settings: Settings,
+        make_backend: MakeBackend,
+        *,
+        capacity: Capacity | None = None,
+    ) -> AsyncIterator[Daemon]:
+        """The daemon over the store in `settings.data`. Runs that a dead daemon left open are ended first."""
+        async with AsyncExitStack() as stack:
+            store = await SqliteStore.open(settings.data / "runs.sqlite")
+            stack.push_async_callback(store.aclose)
+            artifacts = await Artifacts.open(settings.data / "artifacts")
+            journal = Journal(store)
+            await _bury(store, journal)
+            backend = await stack.enter_async_context(make_backend(settings, journal))
+            host = Host(boxes=backend, adapter=backend.adapter, session=backend.session)
+            admission = Admission(capacity or Capacity.of_host())
+            runner = await stack.enter_async_context(Runner.serving(store, artifacts, journal, host, admission))
+            yield cls(settings, store, artifacts, journal, backend, runner)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run is in progress or a box is open."""
+        return bool(self.runner.active) or self.admission.boxes > 0
+
+    def health(self) -> Health:
+        """What `GET /v1/health` says."""
+        return Health(
+            version=__version__,
+            api=API_VERSION,
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._started,
+            runs=len(self.runner.active),
+            boxes=self.admission.boxes,
+            keys=tuple(self.backend.key_names),
+        )
+
+    async def submit(self, spec: RunSpec) -> RunRecord:
+        """Begin a run. `UserError` if it can be known now that it cannot work; see `Runner.submit`."""
+        for stage in spec.stages:
+            self.backend.check(stage.box)
+        return await self.runner.submit(spec)
+
+    def add_keys(self, keys: Mapping[str, str]) -> None:
+        """Hold model keys, by environment variable name, in memory.
+
+        Raises:
+            UserError: a name or value that cannot be one; the value is not repeated.
+        """
+        for name, value in keys.items():
+            if not name.isascii() or not name.isidentifier() or len(name) > 128 or len(value) > 8192:
+                raise UserError(f"{name[:128]!r} is not the name of a model key, or its value is too long.")
+        self.backend.add_keys(keys)
+
+    async def sweep(self) -> list[str]:
+        """Remove domains and directories of dead owners; their names."""
+        return await self.backend.sweep()
+
+    async def sweep_quietly(self) -> None:
+        """The sweep of a start: a machine without libvirt has nothing to sweep."""
+        try:
+            if removed := await self.sweep():
+                log.warning("swept what a dead process left: %s", ", ".join(removed))
+        except VoidboxError as e:
+            log.info("nothing swept: %s", e)
+
+    def stop(self) -> None:
+        """Begin the end; returns at once."""
+        self.stopping.set()
+
+    async def wind_down(self) -> None:
+        """Cancel runs and wait, bounded, until their boxes are closed and their last events written."""
+        await self.runner.shutdown(SHUTDOWN_S)
+        self.stopped.set()
+
+    async def leave_when_idle(self, idle_s: float) -> None:
+        """Return once nothing has happened for `idle_s` seconds, or the end was asked for."""
+        while not self.stopping.is_set():
+            await self.until(self.stopping, min(max(idle_s / 4, 0.05), 15))
+            if self.busy:
+                self.activity.touch()
+            elif self.activity.idle_s >= idle_s:
+                log.info("idle for %g s, leaving", idle_s)
+                self.stop()
+
+    async def until(self, event: anyio.Event, seconds: float) -> None:
+        """Wait for `event` or for everything to have stopped, at most `seconds`."""
+        with anyio.move_on_after(seconds):
+            async with anyio.create_task_group() as tasks:
+
+                async def first(which: anyio.Event) -> None:
+                    await which.wait()
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(first, event)
+                tasks.start_soon(first, self.stopped)
+
+
+async def _bury(store: Store, journal: Journal) -> None:
+    """End the runs of a daemon that died; what they had streamed is kept."""
+    trouble = Trouble(
+        kind="provider",
+        message="The daemon that ran this ended abruptly; what was streamed before is kept. Run it again.",
+        cause="daemon-died",
+    )
+    for record in await store.list_runs(limit=5000, unfinished=True):
+        log.warning("%s was in progress when a daemon died", record.id)
+        await end_abruptly(journal, record, trouble)

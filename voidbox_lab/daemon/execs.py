@@ -1,0 +1,75 @@
+"""``POST /v1/exec``: one command in a fresh box, its output streamed, its box closed in any case."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, Literal
+
+import anyio
+
+from voidbox_lab.daemon.core import Daemon
+from voidbox_lab.daemon.streams import Sender
+from voidbox_lab.engine.stage import CLOSE_S, GRACE_S, first_error
+from voidbox_lab.errors import LimitExceeded, UserError
+from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted
+
+
+async def execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
+    """Run `request`, sending ``started``, ``output`` … and ``exit``; raises what `Boxes.open` raises."""
+    try:
+        stdin = base64.b64decode(request.stdin, validate=True) if request.stdin is not None else None
+    except binascii.Error:
+        raise UserError("stdin is not Base64; encode the bytes (RFC 4648).") from None
+    async with daemon.admission.admitted(request.memory_mb, request.vcpus):
+        box = await daemon.backend.open(
+            memory_mb=request.memory_mb,
+            vcpus=request.vcpus,
+            image=request.image,
+            agents=(),
+            gateway_socket=None,
+            policy=request.policy,
+        )
+        try:
+            await send("started", ExecStarted(facts=box.facts), None)
+            await _run(box, request, stdin, send)
+        finally:
+            # Shielded: a client that went away must not leave its box behind.
+            with anyio.move_on_after(CLOSE_S, shield=True):
+                await box.close()
+
+
+async def _run(box: Any, request: ExecRequest, stdin: bytes | None, send: Sender) -> None:
+    with anyio.move_on_after(request.timeout_s + GRACE_S) as scope:
+        process = await box.start_exec(
+            list(request.argv),
+            env=request.env,
+            cwd=request.cwd,
+            stdin=stdin if stdin is not None else False,
+            timeout_s=request.timeout_s,
+        )
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_copy, process.stdout, "stdout", send)
+                tasks.start_soon(_copy, process.stderr, "stderr", send)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from group
+        ended = await process.wait()
+    if scope.cancelled_caught:
+        raise LimitExceeded(
+            f"The command did not end within {request.timeout_s:g} s, and the guest did not end it either.",
+            limit="time",
+            value=request.timeout_s,
+            unit="s",
+            source="request",
+        )
+    await send(
+        "exit",
+        ExecExit(code=ended.code, signal=ended.signal, timed_out=ended.timed_out, duration_s=ended.duration_s),
+        None,
+    )
+
+
+async def _copy(stream: Any, name: Literal["stdout", "stderr"], send: Sender) -> None:
+    async for chunk in stream:
+        await send("output", ExecOutput(stream=name, data=base64.b64encode(chunk).decode()), None)

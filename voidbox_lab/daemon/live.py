@@ -1,0 +1,183 @@
+"""The real backend: libvirt's boxes, the agents' adapters, the gateway, put together.
+
+libvirt is opened when the first box (or sweep) asks for it: a daemon on a machine without QEMU still
+shows old runs, and says at the first new one what is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+from starlette.types import ASGIApp
+
+from voidbox_lab import agents
+from voidbox_lab.box import Box, Boxes
+from voidbox_lab.engine import Journal, StageJob
+from voidbox_lab.engine.ports import Adapter
+from voidbox_lab.errors import ProviderError, VoidboxError
+from voidbox_lab.gateway import Gateway, Keys, StageSession
+from voidbox_lab.machines import Hypervisor
+from voidbox_lab.settings import Settings
+from voidbox_lab.spec import Policy, VoidBoxSpec
+from voidbox_lab.spec.events import ModelCall
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GatewaySession:
+    """A stage's way to its model; see `voidbox_lab.engine.stage.Session`."""
+
+    gateway: Gateway
+    token: str = field(repr=False)
+    socket: Path
+    base_url: str = agents.BASE_URL
+
+    def trouble(self) -> VoidboxError | None:
+        """Why the latest model request failed on the host's side, if it did."""
+        return self.gateway.trouble(self.token)
+
+
+@dataclass
+class _Opened:
+    """libvirt and the boxes over it, held by a task of their own."""
+
+    hypervisor: Hypervisor
+    boxes: Boxes
+    close: anyio.Event = field(default_factory=anyio.Event)
+
+
+class LiveBackend:
+    """A `Backend` over libvirt. Made by `live_backend`."""
+
+    def __init__(self, settings: Settings, journal: Journal, gateway: Gateway, tasks: TaskGroup) -> None:
+        self._settings, self._gateway, self._tasks = settings, gateway, tasks
+        self._keys: dict[str, str] = {}
+        self._opened: _Opened | None = None
+        self._opening = anyio.Lock()
+
+    @property
+    def gateway_app(self) -> ASGIApp:
+        """See `Backend`."""
+        return self._gateway
+
+    @property
+    def key_names(self) -> Sequence[str]:
+        """See `Backend`."""
+        return Keys(self._keys).names
+
+    def add_keys(self, keys: Mapping[str, str]) -> None:
+        """See `Backend`."""
+        self._keys |= keys
+
+    def check(self, box: VoidBoxSpec) -> None:
+        """See `Backend`."""
+        agents.get(box.agent)
+        self._gateway.check(box.model, Keys(self._keys))
+
+    def adapter(self, name: str) -> Adapter:
+        """See `Backend`."""
+        return agents.get(name)
+
+    @asynccontextmanager
+    async def session(self, job: StageJob) -> AsyncIterator[GatewaySession]:
+        """See `Backend`."""
+        stage = StageSession(job.run, job.box.name, job.box.model, Keys(self._keys))
+        token = self._gateway.register(stage)
+        try:
+            yield GatewaySession(self._gateway, token, self._settings.runtime / "gateway.sock")
+        finally:
+            self._gateway.revoke(token)
+
+    async def open(
+        self,
+        *,
+        memory_mb: int,
+        vcpus: int,
+        image: str,
+        agents: Sequence[str],
+        gateway_socket: Path | None,
+        policy: Policy,
+    ) -> Box:
+        """See `Backend`."""
+        opened = await self._open()
+        try:
+            return await opened.boxes.open(
+                memory_mb=memory_mb,
+                vcpus=vcpus,
+                image=image,
+                agents=agents,
+                gateway_socket=gateway_socket,
+                policy=policy,
+            )
+        except ProviderError as e:
+            if e.cause == "libvirt-lost":
+                self._drop(opened)  # the next box gets a new connection
+            raise
+
+    async def boxes(self) -> Boxes:
+        """See `Backend`."""
+        return (await self._open()).boxes
+
+    async def hypervisor(self) -> Hypervisor:
+        """The libvirt connection; opened if need be."""
+        return (await self._open()).hypervisor
+
+    async def sweep(self) -> list[str]:
+        """See `Backend`."""
+        return list(await (await self._open()).hypervisor.sweep())
+
+    def close(self) -> None:
+        """Begin to close; leaving the context of `live_backend` waits for it."""
+        if self._opened is not None:
+            self._drop(self._opened)
+
+    async def _open(self) -> _Opened:
+        async with self._opening:
+            if self._opened is None:
+                self._opened = await self._tasks.start(self._hold)
+            return self._opened
+
+    def _drop(self, opened: _Opened) -> None:
+        opened.close.set()
+        if self._opened is opened:
+            self._opened = None
+
+    async def _hold(self, *, task_status: TaskStatus[_Opened]) -> None:
+        """Hold the connection and the boxes' task group, which one task must enter and leave."""
+        hypervisor = await Hypervisor.open(self._settings)
+        opened: _Opened | None = None
+        try:
+            async with Boxes(self._settings, hypervisor) as boxes:
+                opened = _Opened(hypervisor, boxes)
+                task_status.started(opened)
+                await opened.close.wait()
+        except Exception:
+            if opened is None:
+                raise
+            log.exception("the boxes' keeper failed; the next box starts a new one")
+            self._drop(opened)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await hypervisor.aclose()
+
+
+@asynccontextmanager
+async def live_backend(settings: Settings, journal: Journal) -> AsyncIterator[LiveBackend]:
+    """The backend for the time of the context; leaving it closes every box."""
+
+    def metered(session: StageSession, call: ModelCall) -> None:
+        journal.post(session.run, session.stage, call)
+
+    async with Gateway(metered) as gateway, anyio.create_task_group() as tasks:
+        backend = LiveBackend(settings, journal, gateway, tasks)
+        try:
+            yield backend
+        finally:
+            backend.close()

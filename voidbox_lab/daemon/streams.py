@@ -1,0 +1,67 @@
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html) from a task that sends.
+
+The task runs in the response's own task group: when the client goes away it is cancelled, so that
+whatever it holds open (a box) is closed. Not an async generator: cancel scopes cannot span its yields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+from anyio.streams.memory import MemoryObjectSendStream
+from pydantic import BaseModel
+from sse_starlette import EventSourceResponse
+
+from voidbox_lab.errors import ProviderError, VoidboxError
+from voidbox_lab.spec.api import Failed
+
+HEARTBEAT_S = 10
+SEND_S = 60.0
+"""A client that takes nothing for so long is gone."""
+
+Sender = Callable[[str, BaseModel, int | None], Awaitable[None]]
+"""`await send(event, data, id)`; waits while the client is slow."""
+
+
+def respond(work: Callable[[Sender], Awaitable[None]]) -> EventSourceResponse:
+    """A response that streams what `work` sends until it returns. An error is the last event, ``failed``."""
+    send_stream, receive_stream = anyio.create_memory_object_stream[dict[str, Any]](64)
+
+    async def run() -> None:
+        async with send_stream:
+
+            async def send(event: str, data: BaseModel, number: int | None = None) -> None:
+                await _put(send_stream, event, data, number)
+
+            try:
+                await work(send)
+            except VoidboxError as e:
+                await send("failed", Failed(error=e.to_dict()))
+            except Exception as e:
+                fault = ProviderError(
+                    f"The daemon failed ({type(e).__name__}: {e}); its log says why.", cause="internal"
+                )
+                await send("failed", Failed(error=fault.to_dict()))
+                raise
+
+    return EventSourceResponse(
+        receive_stream, ping=HEARTBEAT_S, sep="\n", data_sender_callable=run, send_timeout=SEND_S
+    )
+
+
+async def _put(
+    stream: MemoryObjectSendStream[dict[str, Any]], event: str, data: BaseModel, number: int | None
+) -> None:
+    item = {"event": event, "data": one_line(data)}
+    if number is not None:
+        item["id"] = str(number)
+    await stream.send(item)
+
+
+def one_line(data: BaseModel) -> str:
+    """JSON in ASCII: readers differ in which other characters (U+2028, U+0085) they take for line ends."""
+    text = data.model_dump_json()
+    return text if text.isascii() else json.dumps(json.loads(text), separators=(",", ":"))

@@ -1,0 +1,109 @@
+"""What the daemon and its clients say to each other besides runs and events. Not for running anything."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from voidbox_lab.spec.base import Frozen, Name, Spec
+from voidbox_lab.spec.policy import Policy
+from voidbox_lab.spec.run import BoxFacts
+from voidbox_lab.spec.voidbox import MIN_MEMORY_MB
+
+API_VERSION = 1
+"""Raised when an old client could misread a new daemon."""
+
+
+class Health(Frozen):
+    """The daemon about itself."""
+
+    version: str
+    """Of the package."""
+    api: int
+    pid: int
+    uptime_s: float
+    runs: int
+    """In progress."""
+    boxes: int
+    """Open now."""
+    keys: tuple[str, ...] = ()
+    """Names of the model keys it holds; never their values."""
+
+
+class ExecRequest(Spec):
+    """A command in a fresh box."""
+
+    argv: tuple[str, ...] = Field(min_length=1, max_length=4096)
+    memory_mb: int = Field(512, ge=MIN_MEMORY_MB, le=1 << 20)
+    vcpus: int = Field(1, ge=1, le=64)
+    image: Name = "default"
+    timeout_s: float = Field(300, gt=0, le=86400)
+    """Bound on the command, in seconds; boot is bounded apart."""
+    env: dict[str, str] = Field(default_factory=dict, max_length=256)
+    cwd: str = "/workspace"
+    stdin: str | None = Field(None, max_length=8 << 20)
+    """Base64."""
+    policy: Policy = Policy()
+
+
+class ExecStarted(Frozen):
+    """The box is up and the command runs."""
+
+    type: Literal["started"] = "started"
+    facts: BoxFacts
+
+
+class ExecOutput(Frozen):
+    """Bytes the command wrote."""
+
+    type: Literal["output"] = "output"
+    stream: Literal["stdout", "stderr"]
+    data: str
+    """Base64."""
+
+
+class ExecExit(Frozen):
+    """The command ended: with a code, or by a signal."""
+
+    type: Literal["exit"] = "exit"
+    code: int | None
+    signal: int | None = None
+    timed_out: bool = False
+    duration_s: float
+
+
+class Failed(Frozen):
+    """A stream ends with an error: `VoidboxError.to_dict`."""
+
+    type: Literal["failed"] = "failed"
+    error: dict[str, Any]
+
+
+class CheckStep(Frozen):
+    """One thing the daemon tried, in the order tried."""
+
+    type: Literal["step"] = "step"
+    name: str
+    """``image``, ``libvirt``, ``accelerator``, ``vsock``, ``boot``, ``exec``, ``telemetry``, ``keys``."""
+    state: Literal["started", "ok", "warning", "failed"]
+    message: str = ""
+    """What was found, or the error with its fix, in one sentence."""
+    seconds: float | None = None
+    data: dict[str, Any] = Field(default_factory=dict)
+    """The same in numbers."""
+
+
+class CheckReport(Frozen):
+    """The end of a check."""
+
+    type: Literal["report"] = "report"
+    ok: bool
+    """Whether a box booted and answered."""
+    steps: tuple[CheckStep, ...]
+
+
+ExecEvent = Annotated[ExecStarted | ExecOutput | ExecExit | Failed, Field(discriminator="type")]
+EXEC_EVENT: TypeAdapter[ExecEvent] = TypeAdapter(ExecEvent)
+CheckEvent = Annotated[CheckStep | CheckReport | Failed, Field(discriminator="type")]
+CHECK_EVENT: TypeAdapter[CheckEvent] = TypeAdapter(CheckEvent)
