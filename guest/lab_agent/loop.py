@@ -26,7 +26,7 @@ class Session:
     """One conversation. `turns` and `usage` are right at any moment, also after an exception."""
 
     def __init__(
-        self, client: Client, toolbox: Toolbox, events, *, model: str, system: str, max_tokens: int
+        self, client: Client, toolbox: Toolbox, events: Events, *, model: str, system: str, max_tokens: int
     ) -> None:
         self._client, self._toolbox, self._events = client, toolbox, events
         self._fixed = {

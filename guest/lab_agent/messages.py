@@ -83,7 +83,7 @@ class Client:
         if problem.retry_after_s is not None:
             return min(problem.retry_after_s, MAX_DELAY_S)
         # Up to a quarter more by chance, so that boxes that failed together do not come back together.
-        return min(_FIRST_DELAY_S * 2 ** (attempt - 1) * (1 + os.urandom(1)[0] / 1024), MAX_DELAY_S)
+        return min(_FIRST_DELAY_S * 2.0 ** (attempt - 1) * (1 + os.urandom(1)[0] / 1024), MAX_DELAY_S)
 
     def _once(self, body: bytes) -> Reply:
         headers = {
@@ -116,7 +116,9 @@ class Client:
                     f"The model's server: {error.get('message', 'an error in the stream')}",
                     again=error.get("type") in _RETRIED_TYPES,
                 )
-            self._events.partial(event)
+            if kind != "ping" and _delta_type(event) != "input_json_delta":
+                # A tool's input is shown once it is whole; its pieces would only cost time.
+                self._events.partial(event)
             if kind == "message_start" and isinstance(event.get("message"), dict):
                 reply.message = event["message"]
                 reply.add_usage(reply.message.get("usage"))
@@ -152,6 +154,12 @@ def _events(response: Response) -> Iterator[dict]:
             data = []
             if isinstance(event, dict):
                 yield event
+
+
+def _delta_type(event: dict) -> str | None:
+    """What kind of piece a content_block_delta brings."""
+    delta = event.get("delta")
+    return delta.get("type") if isinstance(delta, dict) else None
 
 
 def _grow(block: dict, delta: dict, partial_json: dict[int, str], index: int) -> None:
