@@ -1,6 +1,7 @@
-"""claude-code (npm ``@anthropic-ai/claude-code``), tried with 2.1.330. Proprietary.
+"""claude-code (npm ``@anthropic-ai/claude-code``), tried with 2.1.330.
 
-Its layer is built on each user's own machine and never handed on. It needs a CPU with SSE4.2: under TCG a CPU model of Nehalem or later.
+Proprietary: its layer is built on each user's own machine and never handed on. It needs a CPU with
+SSE4.2: under TCG, a CPU model of Nehalem or later.
 """
 
 from __future__ import annotations
