@@ -16,6 +16,19 @@ from voidbox_lab.box import Boxes
 from voidbox_lab.machines import Hypervisor, Verdict, probe_accelerator
 from voidbox_lab.settings import Settings
 
+_measured = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Room for what the fixtures measure."""
+    config.stash[_measured] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Figures of a doubly emulated box; they tell a slow machine from a slow product."""
+    for line in config.stash[_measured]:
+        terminalreporter.write_line(line)
+
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
@@ -40,9 +53,13 @@ async def hypervisor(settings: Settings, anyio_backend: str) -> AsyncIterator[Hy
 
 
 @pytest.fixture(scope="session")
-async def verdict(settings: Settings, hypervisor: Hypervisor, image: images.Image) -> Verdict:
+async def verdict(
+    settings: Settings, hypervisor: Hypervisor, image: images.Image, pytestconfig: pytest.Config
+) -> Verdict:
     """The probe's answer, found by a boot."""
-    return await probe_accelerator(settings, hypervisor, image)
+    found = await probe_accelerator(settings, hypervisor, image)
+    pytestconfig.stash[_measured].append(f"probe: {found.accelerator} after {found.seconds:.1f} s, {found.reason}")
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +70,16 @@ async def boxes(settings: Settings, hypervisor: Hypervisor, verdict: Verdict) ->
 
 
 @pytest.fixture(scope="session")
-async def shared(boxes: Boxes) -> AsyncIterator[SharedBox]:
+async def shared(boxes: Boxes, pytestconfig: pytest.Config) -> AsyncIterator[SharedBox]:
     """A box opened as any stage opens its own."""
     async with await boxes.open(memory_mb=MEMORY_MB, timeout_s=BOOT_S) as box:
         qemu = qemu_of(box.id)
         assert qemu is not None
         assert qemu.cid is not None
+        pytestconfig.stash[_measured] += [
+            f"box: {box.facts.boot_s:.1f} s to the handshake; phases {box.phases}",
+            f"box: an empty request {await box.ping() * 1000:.0f} ms there and back",
+        ]
         yield SharedBox(box, qemu.cid)
 
 
