@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,8 +37,9 @@ _CONTROL = re.compile(
 class Console:
     """One machine's console. Create and use it on the asyncio thread."""
 
-    def __init__(self, log: Path, path: Path) -> None:
-        self._log, self._path = log, path
+    def __init__(self, log: Path, path: Path, on_end: Callable[[], None]) -> None:
+        """`on_end` is called once, when the far end closes; not by `close`."""
+        self._log, self._path, self._on_end = log, path, on_end
         self._loop = asyncio.get_running_loop()
         self._tail = bytearray()
         self._written = 0
@@ -104,6 +106,7 @@ class Console:
             data = b""
         if not data:
             self._hang_up()
+            self._on_end()
             return
         self._tail += data
         del self._tail[:-TAIL_CAP]

@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 import jinja2
 
 from voidbox_lab.errors import UserError
+from voidbox_lab.images.model import TCG_CPU
 from voidbox_lab.machines.owner import NAMESPACE
 from voidbox_lab.machines.spec import MachineSpec
 from voidbox_lab.resources import data_dir
@@ -43,11 +44,14 @@ def render(spec: MachineSpec) -> str:
             raise UserError(
                 f"{text!r} holds a control or undecodable character; use another path for the box's files."
             )
+    cpu_model, *cpu_features = TCG_CPU.split(",")
     return _template().render(
         spec=spec,
         namespace=NAMESPACE,
         # The last one counts (kernel-parameters.txt), so ours does.
         cmdline=f"{spec.cmdline} panic=-1".strip(),
+        cpu_model=cpu_model,
+        cpu_features=[feature.removeprefix("+") for feature in cpu_features],
         console_socket=console_socket(spec),
         # A comma separates options on QEMU's command line; a doubled one is a comma.
         vhost_user_socket=str(vhost_user_socket).replace(",", ",,") if vhost_user_socket else None,

@@ -14,8 +14,7 @@ from voidbox_lab.errors import ProviderError, Unavailable
 from voidbox_lab.machines import loop, sweeping
 from voidbox_lab.machines.calls import call, detach, libvirt
 from voidbox_lab.machines.connection import Connection, connect
-from voidbox_lab.machines.console import Console
-from voidbox_lab.machines.domain import console_socket, render, vsock_cid
+from voidbox_lab.machines.domain import render, vsock_cid
 from voidbox_lab.machines.machine import Machine
 from voidbox_lab.machines.owner import Owner
 from voidbox_lab.machines.spec import MachineSpec
@@ -114,9 +113,8 @@ class Hypervisor:
             raise ProviderError(f"A machine {spec.name} runs already; names are for one machine.")
         await run_sync(_check_host, spec)
         xml = render(spec)
-        console = Console(spec.console_log, console_socket(spec))
-        console.listen()
-        machine = Machine(spec, console, self._forget)
+        machine = Machine(spec, self._forget)
+        machine.listen()
         self._machines[spec.name] = machine
         # Where libvirt can, it ends the domain with this connection, that is with this process. The embedded
         # driver cannot, and needs not: `sweep` does it by the owner in the metadata.
@@ -131,15 +129,12 @@ class Hypervisor:
                 late=lambda late: late.destroy(),
             )
         except BaseException:
-            console.close()
-            self._forget(machine)
+            machine.abandon()
             raise
-        machine.attach(domain)
         try:
+            await machine.attach(domain)
             if spec.vsock is not None and spec.vsock.kind == "kernel":
                 machine.cid = vsock_cid(await call("describe the machine", CALL_TIMEOUT_S, domain.XMLDesc, 0))
-            with anyio.move_on_after(2):
-                await console.connected.wait()
         except BaseException:
             await machine.destroy()
             raise

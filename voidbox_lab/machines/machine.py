@@ -13,19 +13,19 @@ from voidbox_lab.errors import ProviderError
 from voidbox_lab.machines import processes
 from voidbox_lab.machines.calls import call, libvirt, libvirt_qemu
 from voidbox_lab.machines.console import Console
+from voidbox_lab.machines.domain import console_socket
 from voidbox_lab.machines.spec import Gone, GoneReason, MachineSpec
 
 QUIT_TIMEOUT_S = 3.0
 DESTROY_TIMEOUT_S = 15.0
 KILL_TIMEOUT_S = 5.0
-EOF_GRACE_S = 3.0
-"""QEMU's console closed: how long libvirt may take to say that the domain ended."""
+EOF_GRACE_S = 0.5
+"""QEMU's end of the console closed: how long libvirt may take to say why."""
 CONSOLE_GRACE_S = 1.0
 """The domain ended: how long its last console output may take."""
 PANIC = "Kernel panic - not syncing"
 
 _STOPPED: dict[int, GoneReason] = {
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: "shutdown",
     libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: "destroyed",
     libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: "killed",
@@ -35,18 +35,17 @@ _STOPPED: dict[int, GoneReason] = {
 class Machine:
     """A domain started by this process. Made by `Hypervisor.start`; use it on the asyncio thread."""
 
-    def __init__(self, spec: MachineSpec, console: Console, forget: Callable[[Machine], None]) -> None:
+    def __init__(self, spec: MachineSpec, forget: Callable[[Machine], None]) -> None:
         self.name = spec.name
         self.spec = spec
         self.cid: int | None = spec.vsock.cid if spec.vsock else None
         """The guest's vsock address."""
-        self._console = console
+        self._console = Console(spec.console_log, console_socket(spec), self._on_console_end)
         self._forget = forget
         self._domain: libvirt.virDomain | None = None
         self._loop = asyncio.get_running_loop()
         self._stopped = anyio.Event()
         self._reason: GoneReason = "killed"
-        self._host_signal = False
         self._gone: Gone | None = None
         self._destroying = False
         self._destroy_lock = anyio.Lock()
@@ -67,11 +66,7 @@ class Machine:
 
     async def wait_gone(self) -> Gone:
         """Wait, without bound, until the domain has ended; how. Any number of waiters."""
-        watcher = asyncio.ensure_future(self._watch_console())
-        try:
-            await self._stopped.wait()
-        finally:
-            watcher.cancel()
+        await self._stopped.wait()
         if self._gone is None:
             with anyio.move_on_after(CONSOLE_GRACE_S):
                 await self._console.ended.wait()
@@ -129,26 +124,41 @@ class Machine:
     async def _kill(self, bound: float) -> None:
         await run_sync(processes.end_box, self.spec.console_log.parent, bound, abandon_on_cancel=True)
 
-    async def _watch_console(self) -> None:
-        """The second line, should libvirt's event be lost with its daemon: no QEMU, no machine."""
-        await self._console.connected.wait()
-        await self._console.ended.wait()
-        await anyio.sleep(EOF_GRACE_S)
-        self._stopped.set()
+    def _on_console_end(self) -> None:
+        """QEMU is gone, then: nothing else closes the console's far end.
 
-    def attach(self, domain: libvirt.virDomain) -> None:
+        libvirt says so too, but only after it saw the process reaped, seconds later in a container whose
+        first process is slow at that; or never, should its daemon be gone as well.
+        """
+        self._loop.call_later(0 if self._destroying else EOF_GRACE_S, self._stopped.set)
+
+    def listen(self) -> None:
+        """For `Hypervisor`: be ready for QEMU's call.
+
+        Raises:
+            ProviderError: the console cannot be opened.
+        """
+        self._console.listen()
+
+    async def attach(self, domain: libvirt.virDomain) -> None:
         """For `Hypervisor`: the domain exists."""
         self._domain = domain
+        with anyio.move_on_after(CONSOLE_GRACE_S):  # QEMU dialled before it ran; only our turn is due
+            await self._console.connected.wait()
+
+    def abandon(self) -> None:
+        """For `Hypervisor`: the domain never came to be."""
+        self._console.close()
+        self._forget(self)
 
     def on_event(self, event: int, detail: int) -> None:
         """For `Hypervisor`: a lifecycle event (virDomainEventType and its detail), on the asyncio thread."""
         if event == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN:
             # QEMU tells a guest's power-off from a signal it was sent (QMP SHUTDOWN, "guest").
-            self._host_signal = detail == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_HOST
+            self._reason = "killed" if detail == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_HOST else "shutdown"
         elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-            self._reason = _STOPPED.get(detail, "killed")
-            if self._reason == "shutdown" and self._host_signal:
-                self._reason = "killed"
+            if detail != libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN:  # that was told apart above, by who asked
+                self._reason = _STOPPED.get(detail, "killed")
             self._stopped.set()
         elif event == libvirt.VIR_DOMAIN_EVENT_CRASHED:
             self._reason = "crashed"

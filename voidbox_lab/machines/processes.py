@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 DEVICE_MODULE = "voidbox_lab.vsock.device"
-"""What the vsock device process is started as (``python -m``)."""
+"""What the vsock device process is started from; its command line names it."""
 
 
 def of_box(box_dir: Path) -> Iterator[int]:
@@ -28,7 +28,9 @@ def of_box(box_dir: Path) -> Iterator[int]:
                 continue
             arguments = Path(entry.path, "cmdline").read_bytes().split(b"\0")
             program = arguments[0].rpartition(b"/")[2]
-            ours = program.startswith(b"qemu-") or DEVICE_MODULE.encode() in arguments
+            ours = program.startswith(b"qemu-") or any(
+                DEVICE_MODULE.encode() in argument for argument in arguments
+            )
             # QEMU's arguments hold paths inside options: `socket,path=/…`, JSON for -blockdev.
             if ours and any(inside in argument for argument in arguments[1:]):
                 yield int(entry.name)
