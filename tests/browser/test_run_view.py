@@ -1,4 +1,4 @@
-"""The run view in a real JupyterLab: it streams, it cancels while the cell runs, and it stays when the run is over.
+"""The run view in a real JupyterLab: it streams, it cancels while the cell runs, it stays when the run is over.
 
 The daemon is replaced by `replay.py` here; `test_quickstart.py` uses a real one.
 """

@@ -242,3 +242,16 @@ def test_loading_twice_is_once_and_unloading_leaves_nothing(shell: Any) -> None:
     assert "voidbox" not in shell.magics_manager.magics["line"]
     assert "voidbox" not in shell.magics_manager.magics["cell"]
     assert not shell.Completer.custom_matchers
+
+
+@pytest.mark.anyio
+async def test_a_run_that_nobody_awaits_says_so(shell: Any, replayed: ModuleType) -> None:
+    """In a plain function, or in the cell that loads the extension, there is no await; nothing begins silently."""
+    declared(shell)
+    cell(shell, "def go():\n    run = %voidbox run analyst --quiet\n    return run\npending = go()")
+    pending = shell.user_ns["pending"]
+    assert "has not begun: await it" in repr(pending)
+    with pytest.raises(AttributeError, match="asked for 'result'"):
+        _ = pending.result
+    assert not replayed.RUNS
+    assert (await pending).stages["analyst"].state == "succeeded"

@@ -134,7 +134,7 @@ def scenario(name: str) -> Iterator[Step]:
     yield 10 * slow, ToolResult(id="t2", content="ModuleNotFoundError: No module named 'pandas'", is_error=True)
     yield slow, Notice(level="warning", message="The tool's output was cut to 64 kB.")
     yield slow, ToolCall(id="t3", name="read", input={"path": "/workspace/input/stocks.csv", "limit": 20})
-    yield 4 * slow, ToolResult(id="t3", content="symbol,date,price\n" * 20)
+    yield 40 * slow, ToolResult(id="t3", content="symbol,date,price\n" * 20)
     yield slow, call(3)
     yield slow, StageChanged(state="collecting")
     yield slow, StageChanged(state="succeeded", output=HOSTILE if name == "hostile" else ANSWER)

@@ -1,6 +1,6 @@
 """The magics themselves: ``%%voidbox skill | stage`` declare, ``%voidbox run | attach | …`` act.
 
-Declaring and listing what is declared happen at once; whatever asks the daemon returns a coroutine, which
+Declaring and listing what is declared happen at once; whatever asks the daemon returns a `Pending`, which
 `transform.AwaitMagic` has the cell await.
 """
 
@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from voidbox_lab.client import AsyncClient
 from voidbox_lab.errors import Cancelled, UserError, VoidboxError
 from voidbox_lab.magics import pipeline
 from voidbox_lab.magics.arguments import CELL, LINE, Parser, subcommand
+from voidbox_lab.magics.pending import Pending
 from voidbox_lab.magics.registry import Registry, StageDeclaration, unknown
 from voidbox_lab.magics.sentence import failure, shown_as_sentence
 from voidbox_lab.spec import Model, Policy, RunRecord, Skill, validated
@@ -28,7 +29,7 @@ from voidbox_lab.widgets.display import choose, in_kernel
 from voidbox_lab.widgets.follow import follow
 
 WAITING = frozenset({"run", "attach", "cancel", "runs"})
-"""Subcommands that return a coroutine."""
+"""Subcommands that return a `Pending`."""
 
 
 @magics_class
@@ -66,7 +67,7 @@ class VoidboxMagics(Magics):
         name, rest = subcommand(magic, line, known)
         if name in WAITING:
             # Options are read inside the coroutine: an error must surface where it is awaited.
-            return self._awaited(lambda: self._wait(name, known[name](), rest))
+            return Pending(line.strip(), lambda: self._awaited(self._wait(name, known[name](), rest)))
         options = self._read(known[name](), rest)
         return None if options is None else getattr(self, f"_{name}")(options, cell)
 
@@ -84,11 +85,11 @@ class VoidboxMagics(Magics):
     def _shown(self, error: VoidboxError) -> VoidboxError:
         return shown_as_sentence(error, colour=str(self.shell.colors).lower() != "nocolor")
 
-    async def _awaited(self, start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def _awaited(self, waiting: Coroutine[Any, Any, Any]) -> Any:
         error: VoidboxError
         try:
             with _interruptible(self.shell):
-                return await start()
+                return await waiting
         except VoidboxError as e:
             error = e
         except asyncio.CancelledError:

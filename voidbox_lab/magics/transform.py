@@ -17,7 +17,7 @@ class AwaitMagic:
 
     Only whole statements are touched, ``%magic …`` and ``x = %magic …``, and only for the subcommands in
     `waiting`. Inside a plain ``def``, where ``await`` would be a syntax error, the call is left alone: the
-    function then returns the magic's coroutine.
+    function then returns the magic's `Pending`.
     """
 
     def __init__(self, magic: str, waiting: Container[str]) -> None:
