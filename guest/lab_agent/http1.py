@@ -11,7 +11,6 @@ import socket
 TYPE_CHECKING = False  # typing's own costs an import
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from io import BufferedIOBase
 
 MAX_HEAD = 64 * 1024
 MAX_LINE = 16 * 1024 * 1024
@@ -42,7 +41,7 @@ class Response:
     def __init__(self, sock: socket.socket, idle_s: float) -> None:
         self._sock = sock
         self._idle_s = idle_s
-        self._file: BufferedIOBase = sock.makefile("rb", 65536)
+        self._file = sock.makefile("rb")
         status_line = self._head_line()
         while True:
             parts = status_line.split(None, 2)

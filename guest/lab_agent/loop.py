@@ -6,6 +6,8 @@ from lab_agent.messages import Client
 from lab_agent.tools import Toolbox
 
 TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    from lab_agent.events import Events
 
 _COUNTED = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 
