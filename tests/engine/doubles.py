@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 
+from voidbox_lab.agents import AgentResult, Launch
 from voidbox_lab.engine import Host, StageJob
 from voidbox_lab.errors import BoxLost, UserError, VoidboxError
 from voidbox_lab.spec import BoxFacts, Skill, VoidBoxSpec
@@ -77,8 +78,6 @@ class FakeBox:
             boot_s=0.01,
         )
         self.closed = False
-        self._lost: str | None = None
-        self._tasks = anyio.create_task_group()
 
     async def start_exec(self, argv: Sequence[str], *, timeout_s: float, **options: Any) -> FakeProcess:
         script = self.boxes.script(argv[-1])
@@ -104,6 +103,10 @@ class FakeBox:
             yield SAMPLE
             await anyio.sleep(interval_s)
 
+    async def undo(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.close()
+
     async def close(self) -> None:
         await anyio.sleep(0.01)  # closing is never instant; a cancelled stage must still get here and through
         self.closed = True
@@ -128,22 +131,12 @@ class FakeBoxes:
         box = FakeBox(self, memory_mb)
         self.boxes.append(box)
         self.most = max(self.most, self.opened - self.closed)
-        await anyio.sleep(0.01)
+        try:
+            await anyio.sleep(0.01)
+        except BaseException:
+            await box.undo()  # a boot that is cancelled takes down what it had put up, as the real one does
+            raise
         return box
-
-
-@dataclass(frozen=True)
-class FakeLaunch:
-    argv: tuple[str, ...]
-    env: dict[str, str]
-    files: dict[str, bytes]
-    stdin: bytes | None = None
-
-
-@dataclass
-class FakeResult:
-    output: str | None
-    is_error: bool
 
 
 class FakeParser:
@@ -161,17 +154,17 @@ class FakeParser:
         self._result = data["result"]
         return []
 
-    def finish(self, exit_code: int | None) -> FakeResult:
-        return FakeResult(self._result, exit_code != 0)
+    def finish(self, exit_code: int | None) -> AgentResult:
+        return AgentResult(self._result, exit_code != 0)
 
 
 class FakeAdapter:
     name = "lab-agent"
     layer = None
 
-    def prepare(self, stage: VoidBoxSpec, skills: Sequence[Skill], base_url: str, token: str) -> FakeLaunch:
+    def prepare(self, stage: VoidBoxSpec, skills: Sequence[Skill], base_url: str, token: str) -> Launch:
         files = {f"/home/agent/.claude/skills/{s.name}/SKILL.md": s.to_markdown().encode() for s in skills}
-        return FakeLaunch(("agent", stage.prompt, stage.name), {"TOKEN": token, "URL": base_url}, files)
+        return Launch(("agent", stage.prompt, stage.name), {"TOKEN": token, "URL": base_url}, files)
 
     def parser(self) -> FakeParser:
         return FakeParser()

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from starlette.types import ASGIApp
 
+from voidbox_lab.agents import Adapter
 from voidbox_lab.box import Boxes
 from voidbox_lab.engine import Journal, StageJob
-from voidbox_lab.engine.ports import Adapter
+from voidbox_lab.engine.ports import Box
+from voidbox_lab.engine.stage import Session
 from voidbox_lab.machines import Hypervisor
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import Policy, VoidBoxSpec
@@ -42,7 +44,7 @@ class Backend(Protocol):
         """The adapter of an agent CLI; `UserError` if there is none."""
         ...
 
-    def session(self, job: StageJob) -> AbstractAsyncContextManager[Any]:
+    def session(self, job: StageJob) -> AbstractAsyncContextManager[Session]:
         """A gateway session for the time of the context; see `voidbox_lab.engine.stage.Session`."""
         ...
 
@@ -55,7 +57,7 @@ class Backend(Protocol):
         agents: Sequence[str],
         gateway_socket: Path | None,
         policy: Policy,
-    ) -> Any:
+    ) -> Box:
         """A box; see `voidbox_lab.box.Boxes.open`."""
         ...
 

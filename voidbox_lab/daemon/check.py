@@ -111,7 +111,7 @@ class _Check:
         boxes: list[Box] = []
 
         async def boot() -> Found:
-            box = await self._daemon.backend.open(
+            box = await (await self._daemon.backend.boxes()).open(
                 memory_mb=MEMORY_MB, vcpus=1, image="default", agents=(), gateway_socket=None, policy=Policy()
             )
             boxes.append(box)

@@ -19,13 +19,13 @@ from starlette.types import ASGIApp
 from voidbox_lab import agents
 from voidbox_lab.box import Box, Boxes
 from voidbox_lab.engine import Journal, StageJob
-from voidbox_lab.engine.ports import Adapter
 from voidbox_lab.errors import ProviderError, VoidboxError
 from voidbox_lab.gateway import Gateway, Keys, StageSession
 from voidbox_lab.machines import Hypervisor
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import Policy, VoidBoxSpec
 from voidbox_lab.spec.events import ModelCall
+from voidbox_lab.wire.protocol import PROXY_PORT
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class GatewaySession:
     gateway: Gateway
     token: str = field(repr=False)
     socket: Path
-    base_url: str = agents.BASE_URL
+    base_url: str = f"http://127.0.0.1:{PROXY_PORT}"
 
     def trouble(self) -> VoidboxError | None:
         """Why the latest model request failed on the host's side, if it did."""
@@ -78,12 +78,12 @@ class LiveBackend:
 
     def check(self, box: VoidBoxSpec) -> None:
         """See `Backend`."""
-        agents.get(box.agent)
+        agents.adapter(box.agent)
         self._gateway.check(box.model, Keys(self._keys))
 
-    def adapter(self, name: str) -> Adapter:
+    def adapter(self, name: str) -> agents.Adapter:
         """See `Backend`."""
-        return agents.get(name)
+        return agents.adapter(name)
 
     @asynccontextmanager
     async def session(self, job: StageJob) -> AsyncIterator[GatewaySession]:

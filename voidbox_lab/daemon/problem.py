@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def status_of(error: VoidboxError) -> int:
     """The HTTP status for an error: the caller's fault 4xx, this side's 5xx."""
     if isinstance(error, UserError):
-        return 404 if (error.cause or "").startswith("unknown-") else 422
+        return 404 if error.cause == "unknown-run" else 422
     if isinstance(error, LimitExceeded):
         return 413
     if isinstance(error, Unavailable):

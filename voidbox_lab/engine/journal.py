@@ -58,20 +58,19 @@ class Journal:
     async def flush(self) -> None:
         """Write what is pending. What the medium refuses stays pending; what is out of bounds is dropped."""
         async with self._lock:
-            while self._pending:
-                batch = self._pending
-                runs: dict[str, list[Entry]] = {}
-                for run, entry in batch:
-                    runs.setdefault(run, []).append(entry)
-                self._pending = []
-                try:
-                    while runs:
-                        run = next(iter(runs))
-                        await self._append(run, runs[run])
-                        del runs[run]
-                finally:
-                    # Cancelled or refused: back in front, in order.
-                    self._pending[:0] = [(run, entry) for run, entries in runs.items() for entry in entries]
+            # One batch: what arrives meanwhile is for the next flush, or every token would get its own write.
+            batch, self._pending = self._pending, []
+            runs: dict[str, list[Entry]] = {}
+            for run, entry in batch:
+                runs.setdefault(run, []).append(entry)
+            try:
+                while runs:
+                    run = next(iter(runs))
+                    await self._append(run, runs[run])
+                    del runs[run]
+            finally:
+                # Cancelled or refused: back in front, in order.
+                self._pending[:0] = [(run, entry) for run, entries in runs.items() for entry in entries]
 
     def news(self, run: str) -> anyio.Event:
         """Set when `run` has got new events. Take it *before* reading the store, so that none is missed."""

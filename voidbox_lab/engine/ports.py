@@ -1,17 +1,17 @@
-"""What the engine needs from the rooms below it, and nothing more.
+"""What the engine needs from a box and from whoever opens one, and nothing more.
 
-The real ones are `voidbox_lab.box.Boxes`, `voidbox_lab.gateway.Gateway` and the adapters of
-`voidbox_lab.agents`; tests put honest doubles here. Errors are those of the real ones.
+The real ones are `voidbox_lab.box.Box` and `voidbox_lab.box.Boxes`; tests put honest doubles here. Errors
+are those of the real ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from voidbox_lab.spec import BoxFacts, Policy, Skill, VoidBoxSpec
-from voidbox_lab.spec.events import Body, Telemetry
+from voidbox_lab.spec import BoxFacts, Policy
+from voidbox_lab.spec.events import Telemetry
 
 
 class Exit(Protocol):
@@ -23,23 +23,20 @@ class Exit(Protocol):
     def signal(self) -> int | None: ...
     @property
     def timed_out(self) -> bool: ...
-
-
-class Output(Protocol):
-    """A stream of a guest process."""
-
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    @property
+    def oom(self) -> bool: ...
+    @property
+    def duration_s(self) -> float: ...
 
 
 class Process(Protocol):
-    """A guest process that runs."""
+    """A guest process that runs. Its outputs are to be read to their end."""
 
     @property
-    def stdout(self) -> Any: ...
+    def stdout(self) -> AsyncIterable[bytes]: ...
     @property
-    def stderr(self) -> Any: ...
-    async def wait(self) -> Any: ...
-    async def kill(self) -> None: ...
+    def stderr(self) -> AsyncIterable[bytes]: ...
+    async def wait(self) -> Exit: ...
 
 
 class Box(Protocol):
@@ -49,10 +46,17 @@ class Box(Protocol):
     def id(self) -> str: ...
     @property
     def facts(self) -> BoxFacts: ...
-    async def start_exec(self, argv: Sequence[str], **options: Any) -> Any: ...
-    async def put(self, src: Path | bytes, dst: str, **options: Any) -> Any: ...
-    async def mkdir(self, path: str, **options: Any) -> Any: ...
-    def telemetry(self, interval_s: float = 1.0) -> AsyncIterator[Telemetry]: ...
+    async def start_exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = ...,
+        stdin: bool | bytes | None = None,
+        timeout_s: float | None = None,
+    ) -> Process: ...
+    async def put(self, src: Path | bytes, dst: str) -> int: ...
+    def telemetry(self, interval_s: float = ...) -> AsyncIterator[Telemetry]: ...
     async def close(self) -> None: ...
 
 
@@ -68,44 +72,4 @@ class Boxes(Protocol):
         agents: Sequence[str],
         gateway_socket: Path | None,
         policy: Policy,
-    ) -> Any: ...
-
-
-class Launch(Protocol):
-    """How an agent CLI is started; see `voidbox_lab.agents`."""
-
-    @property
-    def argv(self) -> Sequence[str]: ...
-    @property
-    def env(self) -> Mapping[str, str]: ...
-    @property
-    def files(self) -> Mapping[str, bytes]: ...
-    @property
-    def stdin(self) -> bytes | None: ...
-
-
-class Result(Protocol):
-    """What an agent CLI said at its end."""
-
-    @property
-    def output(self) -> str | None: ...
-    @property
-    def is_error(self) -> bool: ...
-
-
-class Parser(Protocol):
-    """Turns the agent's standard output into events."""
-
-    def feed(self, line: bytes) -> Sequence[Body]: ...
-    def finish(self, exit_code: int | None) -> Result: ...
-
-
-class Adapter(Protocol):
-    """One agent CLI."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def layer(self) -> str | None: ...
-    def prepare(self, stage: VoidBoxSpec, skills: Sequence[Skill], base_url: str, token: str) -> Launch: ...
-    def parser(self) -> Parser: ...
+    ) -> Box: ...

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import anyio
 
+from voidbox_lab.agents import Adapter, Launch, Parser
 from voidbox_lab.engine.lines import Lines
 from voidbox_lab.engine.machine import Progress
-from voidbox_lab.engine.ports import Adapter, Box, Boxes, Parser, Process
+from voidbox_lab.engine.ports import Box, Boxes, Exit, Process
 from voidbox_lab.errors import BoxLost, CommandFailed, LimitExceeded, ProviderError, VoidboxError
 from voidbox_lab.spec import Stage, VoidBoxSpec
 from voidbox_lab.spec.events import MAX_TEXT, AgentLog, Body, BoxBooted, Notice, ToolCall
@@ -78,7 +79,7 @@ class Host:
     boxes: Boxes
     adapter: Callable[[str], Adapter]
     """By name; raises `UserError` for one that is not known."""
-    session: Callable[[StageJob], Any]
+    session: Callable[[StageJob], AbstractAsyncContextManager[Session]]
     """An async context manager of a `Session`: registered on entry, revoked on exit."""
 
 
@@ -149,7 +150,7 @@ async def _provision_inputs(box: Box, job: StageJob) -> VoidBoxSpec:
     )
 
 
-async def _drive(box: Box, job: StageJob, launch: Any, parser: Parser, emit: Emit) -> Any:
+async def _drive(box: Box, job: StageJob, launch: Launch, parser: Parser, emit: Emit) -> Exit:
     """Start the agent, carry its events, and return its `Exit`."""
     timeout_s = job.box.timeout_s
     budget = _Budget(MAX_OUTPUT_BYTES)
@@ -172,13 +173,13 @@ async def _drive(box: Box, job: StageJob, launch: Any, parser: Parser, emit: Emi
         return ended
 
 
-def _collect(job: StageJob, parser: Parser, ended: Any) -> str:
+def _collect(job: StageJob, parser: Parser, ended: Exit) -> str:
     """The answer, or the reason there is none."""
     name = job.box.name
     result = parser.finish(ended.code)
     if ended.signal is not None:
         how = f"was killed by signal {ended.signal}"
-        if getattr(ended, "oom", False):
+        if ended.oom:
             raise LimitExceeded(
                 f"The agent of stage {name!r} used up the box's {job.box.memory_mb} MiB of memory; give it more.",
                 limit="memory",
@@ -213,7 +214,7 @@ class _Budget:
             )
 
 
-async def _events(stream: Any, parser: Parser, emit: Emit, budget: _Budget) -> None:
+async def _events(stream: AsyncIterable[bytes], parser: Parser, emit: Emit, budget: _Budget) -> None:
     lines = Lines()
     async for chunk in stream:
         budget.spend(len(chunk))
@@ -225,7 +226,7 @@ async def _events(stream: Any, parser: Parser, emit: Emit, budget: _Budget) -> N
             await emit(_bounded_body(body))
 
 
-async def _logs(stream: Any, emit: Emit, budget: _Budget) -> None:
+async def _logs(stream: AsyncIterable[bytes], emit: Emit, budget: _Budget) -> None:
     lines = Lines(limit=MAX_TEXT)
     async for chunk in stream:
         budget.spend(len(chunk))
