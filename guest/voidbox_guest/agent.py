@@ -40,6 +40,7 @@ class Agent:
         dial: Callable[[int], raw_socket] = dial_vsock,
         boot: dict[str, Any] | None = None,
     ) -> None:
+        os.set_inheritable(sock.fileno(), False)
         self._privileged = privileged
         self._boot = boot or {}
         self.ended = ""

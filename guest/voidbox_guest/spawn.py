@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
-from _signal import SIG_DFL, SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ, set_wakeup_fd, signal
+from _signal import SIG_DFL, SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ, set_wakeup_fd, signal
 from errno import EACCES, ENOENT, ENOTDIR
 
 from .policy import PATH
@@ -58,7 +58,7 @@ def spawn(command: Command, stdin: int, stdout: int, stderr: int, report: int, c
     stage = "setup"
     try:
         set_wakeup_fd(-1)
-        for number in (SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ):
+        for number in (SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ):
             signal(number, SIG_DFL)
         os.setsid()
         if cgroup >= 0:

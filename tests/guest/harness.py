@@ -29,6 +29,7 @@ import sys, os
 sys.path[:0] = sys.argv[1:3]
 from _socket import socket
 from voidbox_guest import agent, kernel
+exec(sys.argv[5])
 kernel.become_subreaper()
 sock = socket(fileno=int(sys.argv[3]))
 def dial(port):
@@ -41,14 +42,14 @@ agent.Agent(sock, privileged=False, landlock=False, dial=dial).serve()
 """
 
 
-def start_guest(directory: Path) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """The host's end of the control connection, and the agent's process."""
+def start_guest(directory: Path, patch: str = "") -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """The host's end of the control connection, and the agent's process, which runs `patch` first."""
     host, guest = socket.socketpair()
     wire = directory / "lib"
     wire.mkdir()
     (wire / "wire").symlink_to(Path(__file__).parents[2] / "voidbox_lab" / "wire")
     argv = [sys.executable, "-I", "-S", "-c", _SERVE, str(data_dir("guest")), str(wire), str(guest.fileno())]
-    process = subprocess.Popen([*argv, str(directory)], pass_fds=[guest.fileno()], env={"LEAK": "1"})
+    process = subprocess.Popen([*argv, str(directory), patch], pass_fds=[guest.fileno()], env={"LEAK": "1"})
     guest.close()
     return host, process
 
@@ -70,9 +71,9 @@ async def connected(sock: socket.socket) -> AsyncIterator[Connection]:
 
 
 @asynccontextmanager
-async def guest_box(directory: Path) -> AsyncIterator[Box]:
+async def guest_box(directory: Path, patch: str = "") -> AsyncIterator[Box]:
     """A `Box` whose guest is a process on this host."""
-    sock, process = start_guest(directory)
+    sock, process = start_guest(directory, patch)
     try:
         async with connected(sock) as connection:
 

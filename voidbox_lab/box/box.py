@@ -185,14 +185,14 @@ class Box:
 
     async def remove(self, path: str, *, user: User = "agent", recursive: bool = False) -> None:
         """Remove a file, a link, an empty directory, or with `recursive` a whole tree."""
-        await self._connection.request(p.OP_REMOVE, timeout_s=120.0, path=path, user=user, recursive=recursive)
+        await self._connection.request(p.OP_REMOVE, within_s=120.0, path=path, user=user, recursive=recursive)
 
     # the box itself
 
     async def ping(self, timeout_s: float = REQUEST_S) -> float:
         """Seconds one empty request takes, there and back."""
         began = anyio.current_time()
-        await self._connection.request(p.OP_PING, timeout_s)
+        await self._connection.request(p.OP_PING, within_s=timeout_s)
         return anyio.current_time() - began
 
     async def apply(self, policy: Policy) -> None:

@@ -156,6 +156,8 @@ class Boxes:
             raise
         self._open[birth.id] = box
         self.booted += 1
+        if self._settings.boot_log is not None:
+            await run_sync(_append, self._settings.boot_log, facts.model_dump_json())
         return box
 
     async def _image(self, name: str, agents: Sequence[str]) -> images.Image:
@@ -327,6 +329,15 @@ async def _transport(settings: Settings, box_dir: Path) -> Transport:
         if settings.vsock == "kernel":
             raise Unavailable(f"VOIDBOX_VSOCK=kernel, but {reason}")
     return await open_user(box_dir)
+
+
+def _append(path: Path, line: str) -> None:
+    """Blocking. One write, so that lines of several processes do not mix."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, line.encode() + b"\n")
+    finally:
+        os.close(fd)
 
 
 def _write_private(path: Path, data: bytes) -> None:

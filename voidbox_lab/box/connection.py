@@ -158,14 +158,14 @@ class Connection:
         self._enqueue(f.encode(f.REQUEST, call.stream, payload))
         return call
 
-    async def request(self, op: str, timeout_s: float = REQUEST_S, **fields: Any) -> dict[str, Any]:
+    async def request(self, op: str, *, within_s: float = REQUEST_S, **fields: Any) -> dict[str, Any]:
         """`open` and await the reply.
 
         Raises:
-            LimitExceeded: not within `timeout_s`.
+            LimitExceeded: not within `within_s` seconds.
             VoidboxError: what the guest or the loss of the box made of it.
         """
-        return await self.open(op, **fields).bounded_result(timeout_s)
+        return await self.open(op, **fields).bounded_result(within_s)
 
     def spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run `function` beside the pumps; it ends with the connection, and must not raise anything but a

@@ -59,7 +59,7 @@ class Life:
         if not self._first.is_set():
             # Destroyed next in any case.
             with anyio.move_on_after(SHUTDOWN_S), suppress(VoidboxError):
-                await self._connection.request(OP_SHUTDOWN, SHUTDOWN_S)
+                await self._connection.request(OP_SHUTDOWN, within_s=SHUTDOWN_S)
         self._connection.fail(self._verdict())
         self._scope.cancel()
 
