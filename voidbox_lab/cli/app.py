@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from click.exceptions import Abort, ClickException, Exit
+from typer import Abort, Exit
 
 from voidbox_lab import __version__
 from voidbox_lab.cli import daemon, doctor, exec_, image, notebook, runs
 from voidbox_lab.cli.output import EXIT, complain, err, out
 from voidbox_lab.errors import VoidboxError
+
+# typer carries a click of its own, or uses the installed one, by version; both hang usage errors below this.
+UsageTrouble: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="voidbox",
@@ -54,9 +57,9 @@ def run(argv: list[str]) -> int:
         code = command.main(args=argv, prog_name="voidbox", standalone_mode=False)
     except VoidboxError as e:
         return complain(e)
-    except ClickException as e:
-        e.show()
-        return e.exit_code
+    except UsageTrouble as e:
+        e.show()  # type: ignore[attr-defined]
+        return EXIT["user"]
     except (KeyboardInterrupt, Abort):
         err.print("cancelled")
         return EXIT["cancelled"]

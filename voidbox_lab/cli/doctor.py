@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from click.exceptions import Exit
 from rich.markup import escape
+from typer import Exit
 
 from voidbox_lab.cli.output import ago, err, out, print_json
 from voidbox_lab.client import Client

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click.exceptions import Exit
+from typer import Exit
 
 from voidbox_lab.cli.output import ago, complain, err
 from voidbox_lab.client import Client
@@ -68,7 +68,7 @@ def exec_(
         raise Exit(CAUSES.get(e.cause or "", OURS)) from e
     except VoidboxError as e:
         complain(e)
-        raise Exit(TIMED_OUT if e.kind == "limit" and e.cause == "time" else OURS) from e
+        raise Exit(OURS) from e
     raise ProviderError("The daemon ended the command's stream without its exit code; see its log.")
 
 

@@ -37,7 +37,7 @@ def run(
     trouble = _execute(book, notebook, timeout)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(book, output)
+        nbformat.write(book, output)  # type: ignore[no-untyped-call]
     found = runs(book)
     if json:
         print_json(found)
@@ -66,7 +66,7 @@ def _read(path: Path) -> Any:
     import nbformat
 
     try:
-        return nbformat.read(path, as_version=4)
+        return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     except OSError as e:
         raise UserError(f"The notebook {path} cannot be read ({e.strerror}); check the path.") from e
     except nbformat.reader.NotJSONError as e:
