@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ class Lab:
         nbformat.write(notebook, self.directory / name)
         return self.page(name)
 
+    def saved(self, name: str) -> dict[str, Any]:
+        """A notebook as it is on disk."""
+        content: dict[str, Any] = json.loads((self.directory / name).read_text())
+        return content
+
     def page(self, name: str) -> str:
         """The address of a notebook."""
         return f"{self.url}/lab/tree/{name}?reset&token={self.token}"
@@ -59,7 +65,13 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab_env() -> dict[str, str]:
+    """More environment for JupyterLab and its kernels; modules override it."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, lab_env: dict[str, str]) -> Iterator[Lab]:
     """JupyterLab with directories of its own, ended with all its kernels."""
     base = tmp_path_factory.mktemp("lab")
     directory = base / "notebooks"
@@ -70,9 +82,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         "JUPYTER_RUNTIME_DIR": str(base / "runtime"),
         "JUPYTER_TOKEN": token,  # not on the command line, where others could read it
         "IPYTHONDIR": str(base / "ipython"),
-        "PYTHONPATH": os.pathsep.join(
-            [str(ROOT), str(ROOT / "tests" / "widgets"), os.environ.get("PYTHONPATH", "")]
-        ),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "widgets")]),
+        **lab_env,
     }
     settings = base / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
@@ -147,3 +158,17 @@ def shots() -> Any:
             page.screenshot(path=str(Path(directory) / f"{name}.png"))
 
     return shoot
+
+
+@pytest.fixture
+def open_and_run() -> Callable[[Any, str], None]:
+    """Opens a notebook and executes all of its cells."""
+
+    def run(page: Any, url: str) -> None:
+        page.goto(url)
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+        page.locator(".jp-Notebook .jp-Cell").first.click()
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    return run

@@ -22,21 +22,9 @@ def stage(model: str, name: str = "analyst") -> str:
     return f"%%voidbox stage {name} --skill price-history --model scripted:{model}\nWhich stock did best?"
 
 
-def open_and_run(page: Any, url: str) -> None:
-    """Open a notebook and execute all of its cells."""
-    page.goto(url)
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-    page.locator(".jp-Notebook .jp-Cell").first.click()
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-
-
-def saved(lab: Any, name: str) -> dict[str, Any]:
-    """The notebook on disk."""
-    return json.loads((lab.directory / name).read_text())
-
-
-def test_the_view_streams_while_the_cell_runs_and_stays_after_a_reload(lab: Any, page: Any, shots: Any) -> None:
+def test_the_view_streams_while_the_cell_runs_and_stays_after_a_reload(
+    lab: Any, page: Any, open_and_run: Any, shots: Any
+) -> None:
     """Text appears before the end; the saved notebook shows the same result with no kernel and no widget."""
     url = lab.write(
         "stream.ipynb",
@@ -56,16 +44,16 @@ def test_the_view_streams_while_the_cell_runs_and_stays_after_a_reload(lab: Any,
     shots(page, "frozen")
     page.keyboard.press("Control+s")
     deadline = time.monotonic() + 20
-    while "vbx-answer" not in json.dumps(saved(lab, "stream.ipynb")):
+    while "vbx-answer" not in json.dumps(lab.saved("stream.ipynb")):
         assert time.monotonic() < deadline, "the notebook was not saved within 20 s"
         time.sleep(0.2)
-    content = saved(lab, "stream.ipynb")
+    content = lab.saved("stream.ipynb")
     assert "widget-view" not in json.dumps(content["cells"])
     page.goto(url)
     page.locator(".vbx[data-vbx=succeeded] .vbx-answer").get_by_text("best risk-adjusted return").wait_for()
 
 
-def test_the_cancel_button_works_while_the_cell_runs(lab: Any, page: Any, shots: Any) -> None:
+def test_the_cancel_button_works_while_the_cell_runs(lab: Any, page: Any, open_and_run: Any, shots: Any) -> None:
     """One click ends the run and the cell; the error is one sentence."""
     cells = [SETUP, SKILL, stage("endless"), "run = %voidbox run analyst", "print('not reached')"]
     open_and_run(page, lab.write("cancel.ipynb", cells))
@@ -83,7 +71,7 @@ def test_the_cancel_button_works_while_the_cell_runs(lab: Any, page: Any, shots:
     shots(page, "cancelled")
 
 
-def test_the_stop_button_cancels_the_run(lab: Any, page: Any) -> None:
+def test_the_stop_button_cancels_the_run(lab: Any, page: Any, open_and_run: Any) -> None:
     """Interrupting the kernel ends the cell within seconds, with a sentence."""
     cells = [SETUP, SKILL, stage("endless"), "run = %voidbox run analyst"]
     open_and_run(page, lab.write("stop.ipynb", cells))
@@ -98,7 +86,7 @@ def test_the_stop_button_cancels_the_run(lab: Any, page: Any) -> None:
     assert page.get_by_text("Traceback").count() == 0
 
 
-def test_guest_text_is_text(lab: Any, page: Any) -> None:
+def test_guest_text_is_text(lab: Any, page: Any, open_and_run: Any) -> None:
     """What a guest says never becomes markup, neither live nor frozen."""
     cells = [SETUP, SKILL, stage("hostile"), "run = %voidbox run analyst"]
     open_and_run(page, lab.write("hostile.ipynb", cells))
@@ -107,7 +95,7 @@ def test_guest_text_is_text(lab: Any, page: Any) -> None:
     assert "owned" not in page.title()
 
 
-def test_side_by_side_stages_in_the_dark_theme(lab: Any, page: Any, shots: Any) -> None:
+def test_side_by_side_stages_in_the_dark_theme(lab: Any, page: Any, open_and_run: Any, shots: Any) -> None:
     """Two stages, one of which fails, in one view; the other's answer is shown all the same."""
     cells = [
         SETUP,

@@ -17,6 +17,7 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
+from voidbox_lab.api import Run, named
 from voidbox_lab.client import AsyncClient
 from voidbox_lab.errors import Cancelled, UserError, VoidboxError
 from voidbox_lab.magics import pipeline
@@ -83,7 +84,7 @@ class VoidboxMagics(Magics):
         return None if options is None else await getattr(self, f"_{name}")(options)
 
     def _shown(self, error: VoidboxError) -> VoidboxError:
-        return shown_as_sentence(error, colour=str(self.shell.colors).lower() != "nocolor")
+        return shown_as_sentence(error, colour=str(getattr(self.shell, "colors", "nocolor")).lower() != "nocolor")
 
     async def _awaited(self, waiting: Coroutine[Any, Any, Any]) -> Any:
         error: VoidboxError
@@ -160,7 +161,7 @@ class VoidboxMagics(Magics):
         error = failure(final)
         if error is not None and not options.allow_failure:
             raise error
-        return as_run(final)
+        return Run(final)
 
     async def _cancel(self, options: argparse.Namespace) -> None:
         async with AsyncClient() as client:
@@ -180,32 +181,16 @@ class VoidboxMagics(Magics):
         return frame
 
 
-def as_run(record: RunRecord) -> Any:
-    """The record as the Python API's object."""
-    from voidbox_lab.api import Run
-
-    return Run(record)
-
-
-def input_files(options: list[str]) -> dict[str, Path]:
-    """File names in the box and the files they come from.
-
-    Raises:
-        UserError: a file that is missing or unreadable, a directory, or two files of one name.
-    """
-    found: dict[str, Path] = {}
+def input_files(options: list[str]) -> dict[str, Path | bytes]:
+    """File names in the box and the files they come from, as `voidbox_lab.api.named`; a missing file's name
+    comes with the nearest one in its directory."""
     for option in options:
         path = Path(option).expanduser()
-        if path.is_dir():
-            raise UserError(f"The input {option!r} is a directory; name its files one by one.")
-        if not path.is_file():
+        if not path.exists():
             near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-            where = path.parent.absolute()
-            raise UserError(unknown("input file", path.name, near[:1000], "Check the path", f" in {where}"))
-        if path.name in found:
-            raise UserError(f"Two inputs are named {path.name!r}; rename one, they share a directory in the box.")
-        found[path.name] = path
-    return found
+            where = f" in {path.parent.absolute()}"
+            raise UserError(unknown("input file", path.name, near[:1000], "Check the path", where))
+    return named(options)
 
 
 @contextmanager

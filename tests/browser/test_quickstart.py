@@ -1,0 +1,91 @@
+"""The quickstart in a real JupyterLab with real boxes: what a newcomer sees."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from voidbox_lab import images
+from voidbox_lab.client import Client
+from voidbox_lab.settings import Settings
+
+pytestmark = [pytest.mark.browser, pytest.mark.vm, pytest.mark.timeout(400)]
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "quickstart.ipynb"
+RUN_S = 240_000
+"""Bound on a whole run in the browser, in milliseconds: an emulated CPU under load takes its time."""
+
+
+@pytest.fixture(scope="module")
+def lab_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A home of its own with the shared image cache; its daemon is ended afterwards."""
+    cache = Settings.from_env().cache
+    home = tmp_path_factory.mktemp("home")
+    env = {"VOIDBOX_HOME": str(home), "VOIDBOX_CACHE": str(cache)}
+    settings = Settings.from_env(env)
+    images.resolve(settings)  # Unavailable here is a skip that says what to build
+    yield env
+    if settings.socket.exists():
+        with Client(settings, start=False) as client:
+            client.shutdown()
+
+
+def daemon(lab_env: dict[str, str]) -> Client:
+    """A client of the daemon that the notebook started."""
+    return Client(Settings.from_env(lab_env), start=False)
+
+
+def test_the_quickstart_streams_and_its_numbers_hold(
+    lab: Any, lab_env: Any, page: Any, open_and_run: Any, shots: Any
+) -> None:
+    """Text and tool calls appear while the box works; the notebook's own check against pandas passes."""
+    shutil.copy(NOTEBOOK, lab.directory / "quickstart.ipynb")
+    open_and_run(page, lab.page("quickstart.ipynb"))
+    live = page.locator(".vbx[data-vbx=running]")
+    live.locator(".vbx-text").first.wait_for(timeout=RUN_S)
+    live.locator(".vbx-badge[data-kind=scripted]").wait_for()
+    live.locator(".vbx-badge[data-kind=tcg], .vbx-badge[data-kind=kvm]").wait_for()
+    live.locator(".vbx-tool").nth(1).wait_for(timeout=RUN_S)
+    assert page.locator(".jp-InputPrompt", has_text="[*]").count() >= 1, "the cell is over already"
+    page.locator(".vbx").scroll_into_view_if_needed()
+    shots(page, "quickstart-live")
+
+    page.locator(".vbx[data-vbx=succeeded] .vbx-answer table").wait_for(timeout=RUN_S)
+    page.get_by_text("(pandas)").first.wait_for(timeout=60_000)
+    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    page.locator(".vbx").scroll_into_view_if_needed()
+    shots(page, "quickstart")
+    page.keyboard.press("Control+s")
+    deadline = time.monotonic() + 30
+    while "(pandas)" not in json.dumps(lab.saved("quickstart.ipynb")):
+        assert time.monotonic() < deadline, "the notebook was not saved within 30 s"
+        time.sleep(0.2)
+    outputs = [o for c in lab.saved("quickstart.ipynb")["cells"] for o in c.get("outputs", [])]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    page.goto(lab.page("quickstart.ipynb"))
+    page.locator(".vbx[data-vbx=succeeded] .vbx-answer table").wait_for()
+
+
+def test_cancel_ends_the_box(lab: Any, lab_env: Any, page: Any, open_and_run: Any) -> None:
+    """The button works while the box boots or works; afterwards the daemon holds no run and no box."""
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    sources = {c["id"]: "".join(c["source"]) for c in cells if c["cell_type"] == "code"}
+    wanted = ("load", "data", "skill", "stage", "run")
+    open_and_run(page, lab.write("cancel.ipynb", [sources[name] for name in wanted]))
+    page.locator(".vbx .vbx-stage:not([data-vbx=queued])").wait_for(timeout=RUN_S)
+    clicked = time.monotonic()
+    page.locator(".vbx button").click()
+    page.locator(".vbx[data-vbx=cancelled] .vbx-stage[data-vbx=cancelled]").wait_for(timeout=30_000)
+    assert time.monotonic() - clicked < 15
+    assert page.get_by_text("Traceback").count() == 0
+    with daemon(lab_env) as client:
+        deadline = time.monotonic() + 20
+        while (health := client.health()).runs or health.boxes:
+            assert time.monotonic() < deadline, f"still there 20 s after the cancel: {health}"
+            time.sleep(0.2)
+        assert client.runs(limit=1)[0].state == "cancelled"
