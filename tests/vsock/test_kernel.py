@@ -1,4 +1,4 @@
-"""`KernelTransport` as far as it goes without ``/dev/vhost-vsock``; the conformance suite does the rest, in boxes."""
+"""`KernelTransport` as far as it goes without ``/dev/vhost-vsock``; the conformance suite does the rest."""
 
 from __future__ import annotations
 

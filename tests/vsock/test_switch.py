@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voidbox_lab.vsock import doors, switch, table, uplink
 from voidbox_lab.vsock import packets as v
-from voidbox_lab.vsock import switch as module
 
 from .bench import Bench
 from .descriptors import descriptors, none_left
@@ -58,7 +58,7 @@ def test_other_types_are_reset_and_strangers_ignored(bench: Bench) -> None:
     assert bench.says(v.REQUEST, host=9, guest=8, target=1) == []
     bench.raw(b"short")
     assert bench.settle() == []
-    assert bench.switch.dropped == 3
+    assert bench.switch.uplink.dropped == 3
 
 
 def test_guest_dials_a_listener_or_is_refused(bench: Bench) -> None:
@@ -75,7 +75,7 @@ def test_guest_dials_a_listener_or_is_refused(bench: Bench) -> None:
             assert (packet.operation, packet.data, packet.forwarded) == (v.RW, b"world", 5)
         # A second request on the same ports is a violation.
         assert v.RST in _operations(bench.says(v.REQUEST, host=50, guest=8))
-    assert not bench.switch.connections
+    assert not bench.switch.table.connections
 
 
 def test_a_full_backlog_neither_blocks_nor_refuses_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,19 +84,19 @@ def test_a_full_backlog_neither_blocks_nor_refuses_at_once(bench: Bench, monkeyp
             began = time.monotonic()
             bench.says(v.REQUEST, host=50, guest=guest)
             assert time.monotonic() - began < 0.5
-        waiting = len(bench.switch._waiting)
+        waiting = len(bench.switch.table.waiting)
         assert waiting >= 1
-        assert bench.switch.timeout() == module.BACKLOG_TICK_S
+        assert bench.switch.timeout() == switch.BACKLOG_TICK_S
         server.accept()[0].close()
         bench.switch.expire()
-        assert len(bench.switch._waiting) == waiting - 1
-        monkeypatch.setattr(module, "BACKLOG_S", 0.0)
-        for c in bench.switch._waiting:
+        assert len(bench.switch.table.waiting) == waiting - 1
+        monkeypatch.setattr(doors, "BACKLOG_S", 0.0)
+        for c in bench.switch.table.waiting:
             c.deadline = 0.0
         bench.switch._swept = 0.0
         bench.switch.expire()
         assert v.RST in _operations(bench.settle())
-        assert not bench.switch._waiting
+        assert not bench.switch.table.waiting
 
 
 def test_host_client_connects_talks_and_half_closes(bench: Bench) -> None:
@@ -143,7 +143,7 @@ def test_command_in_pieces_and_bytes_right_behind_it(bench: Bench) -> None:
 
 
 def test_silent_client_is_hung_up_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COMMAND_S", 0.0)
+    monkeypatch.setattr(doors, "COMMAND_S", 0.0)
     with bench.client(b"CONN") as sock:
         bench.settle()
         bench.switch.expire()
@@ -193,7 +193,7 @@ def test_credit_of_the_guest_is_honoured(bench: Bench) -> None:
 def test_guest_beyond_its_credit_is_reset_and_what_is_held_is_bounded(bench: Bench) -> None:
     sock, port = bench.dialled()
     with sock:
-        (c,) = bench.switch.connections.values()
+        (c,) = bench.switch.table.connections.values()
         for _ in range(100):
             held = len(c.backlog)
             answers = bench.says(v.RW, host=port, guest=7, data=b"f" * 65536)
@@ -202,20 +202,20 @@ def test_guest_beyond_its_credit_is_reset_and_what_is_held_is_bounded(bench: Ben
             assert held <= len(c.backlog) <= c.window
         else:
             raise AssertionError("never reset")
-        assert not bench.switch.connections
+        assert not bench.switch.table.connections
 
 
 def test_slow_host_gets_all_after_the_guest_has_gone(bench: Bench) -> None:
     sock, port = bench.dialled()
     sent = b""
-    (c,) = bench.switch.connections.values()
+    (c,) = bench.switch.table.connections.values()
     while len(c.backlog) < 60_000:
         block = os.urandom(30_000)
         bench.says(v.RW, host=port, guest=7, data=block)
         sent += block
     assert bench.says(v.SHUTDOWN, host=port, guest=7, flags=v.SHUT_BOTH) == []
     bench.says(v.RST, host=port, guest=7)  # Linux, after 8 s
-    assert not bench.switch.connections
+    assert not bench.switch.table.connections
     got = b""
     with sock:
         while len(got) < len(sent):
@@ -223,7 +223,7 @@ def test_slow_host_gets_all_after_the_guest_has_gone(bench: Bench) -> None:
             bench.settle()
         assert got == sent
         assert sock.recv(1) == b""
-    assert not bench.switch._draining
+    assert not bench.switch.table.draining
 
 
 def test_host_that_closes_with_the_guest_starved_rests_and_ends(
@@ -239,12 +239,12 @@ def test_host_that_closes_with_the_guest_starved_rests_and_ends(
     for _ in range(50):
         events += len(bench.poller._epoll.poll(0))
     assert events == 0
-    for c in list(bench.switch._timed):
+    for c in list(bench.switch.table.timed):
         c.deadline = 0.0
     bench.switch._swept = 0.0
     bench.switch.expire()
     assert _operations(bench.settle()) == [v.RST]
-    assert not bench.switch.connections
+    assert not bench.switch.table.connections
 
 
 def test_host_that_closed_is_told_to_the_guest_after_its_last_byte(bench: Bench) -> None:
@@ -256,7 +256,7 @@ def test_host_that_closed_is_told_to_the_guest_after_its_last_byte(bench: Bench)
     assert (answers[-1].operation, answers[-1].flags) == (v.SHUTDOWN, v.SHUT_BOTH)
     assert bench.says(v.RW, host=port, guest=7, data=b"too late") == []
     assert bench.says(v.RST, host=port, guest=7) == []
-    assert not bench.switch.connections
+    assert not bench.switch.table.connections
     assert bench.switch.timeout() is None
 
 
@@ -265,24 +265,24 @@ def test_flood_of_refusals_is_held_back_by_the_ring(bench: Bench) -> None:
     for head, _ in bench.rx.reap():
         raise AssertionError(head)
     bench.switch.rx.stop()
-    for n in range(module.MAX_RESETS + 40):
+    for n in range(uplink.MAX_RESETS + 40):
         bench.raw(v.HEADER.pack(5, 2, n, 1, 0, 1, v.RW, 0, 0, 0))
         bench.settle()
-        assert len(bench.switch._resets) <= module.MAX_RESETS
+        assert len(bench.switch.table.resets) <= uplink.MAX_RESETS
         if not bench._slots:
             break
-    assert len(bench.switch._resets) == module.MAX_RESETS
+    assert len(bench.switch.table.resets) == uplink.MAX_RESETS
     unread = len(bench._slot_of)
     assert unread > 30
     bench._start(bench.switch.rx, bench.rx)
     answers: list[object] = []
     while got := bench.settle():
         answers += got
-    assert len(answers) == module.MAX_RESETS + unread
+    assert len(answers) == uplink.MAX_RESETS + unread
 
 
 def test_number_of_connections_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(table, "MAX_CONNECTIONS", 3)
     with bench.listen(50):
         answers = [bench.says(v.REQUEST, host=50, guest=g)[0].operation for g in range(1, 6)]
         assert answers == [v.RESPONSE] * 3 + [v.RST] * 2
@@ -293,8 +293,8 @@ def test_number_of_connections_is_bounded(bench: Bench, monkeypatch: pytest.Monk
 
 def test_windows_shrink_when_crowded() -> None:
     total = sum(
-        max(module.MIN_WINDOW, min(module.MAX_WINDOW, module.MEMORY_BUDGET // n))
-        for n in range(1, module.MAX_CONNECTIONS + 1)
+        max(table.MIN_WINDOW, min(table.MAX_WINDOW, table.MEMORY_BUDGET // n))
+        for n in range(1, table.MAX_CONNECTIONS + 1)
     )
     assert total < 128 << 20
 
@@ -351,7 +351,7 @@ def test_any_packets_leave_it_sound(packets: list[object]) -> None:
                     forwarded=forwarded,
                     **odd,
                 )
-            for c in bench.switch.connections.values():
+            for c in bench.switch.table.connections.values():
                 assert len(c.backlog) <= c.window
         for client in clients:
             client.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -122,3 +123,18 @@ async def test_a_device_that_hangs_at_start_is_given_up(monkeypatch: pytest.Monk
         pytest.raises(ProviderError, match=r"within 0\.3 s"),
     ):
         await open_user(Path(directory))
+
+
+async def test_qemu_dying_during_a_connect_is_a_lost_box(transport: UserTransport) -> None:
+    front = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    front.connect(str(transport.box_dir / "vu"))
+
+    async def die() -> None:
+        await anyio.sleep(0.1)
+        front.close()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(die)
+        with pytest.raises(BoxLost):
+            await transport.connect(5, 10)
+    assert await transport.wait_gone() == 0

@@ -18,7 +18,8 @@ import time
 
 from voidbox_lab.vsock.backend import Backend
 from voidbox_lab.vsock.poller import HUP, IN, Poller
-from voidbox_lab.vsock.switch import MAX_CONNECTIONS, Switch
+from voidbox_lab.vsock.switch import Switch
+from voidbox_lab.vsock.table import MAX_CONNECTIONS
 
 USAGE = "usage: python -m voidbox_lab.vsock.device --socket PATH --host-socket PATH --cid N [--wait S]"
 WAIT_S = 60.0

@@ -24,6 +24,9 @@ IN, OUT, HUP, ERR, RDHUP, ET = (
     select.EPOLLET,
 )
 
+EDGES = IN | RDHUP | ET
+"""What a connection's socket is watched for; OUT only while bytes are held back for it."""
+
 
 class HasFileno(Protocol):
     """What can be watched."""

@@ -24,7 +24,7 @@ import anyio
 import voidbox_lab
 from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError, UserError
 from voidbox_lab.vsock.stream import Listener, Stream
-from voidbox_lab.vsock.switch import MAX_CONNECTIONS
+from voidbox_lab.vsock.table import MAX_CONNECTIONS
 from voidbox_lab.vsock.transport import ANY_PORT, PORT_MAX, VsockDevice
 
 START_S = 20.0
@@ -149,7 +149,7 @@ class UserTransport:
                 await anyio.wait_readable(sock)
                 continue
             except ConnectionResetError:
-                if not self.alive:
+                if not self._listens():
                     raise
                 raise ProviderError(
                     f"The box has {MAX_CONNECTIONS} vsock connections and takes no more; close some first.",
@@ -159,9 +159,20 @@ class UserTransport:
                 break
             line += byte
         if not line.startswith(b"OK ") or not line.endswith(b"\n"):
-            if not self.alive:
+            if not self._listens():
                 raise self._lost(None)
             raise ProviderError(f"The box refused vsock port {port}; nothing listens there.", cause="refused")
+
+    def _listens(self) -> bool:
+        """The device still listens: unlike its exit, which is seen late, this tells dying from refusing."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+            try:
+                probe.connect(str(self.box_dir / "vs"))
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            return True
 
     def _lost(self, error: OSError | None) -> BoxLost:
         why = f" ({error})" if error is not None else ""

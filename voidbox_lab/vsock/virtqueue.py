@@ -27,6 +27,9 @@ if sys.byteorder != "little":  # pragma: no cover - rings are little-endian and 
 MAX_SIZE = 1024
 """Entries in a ring: QEMU's VIRTQUEUE_MAX_SIZE."""
 
+MAX_VECTORS = 512
+"""Pieces in one system call; the kernel takes 1024 (UIO_MAXIOV)."""
+
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4
 _NO_INTERRUPT = 1
 _DESCRIPTOR = struct.Struct("<QIHH")
@@ -231,3 +234,15 @@ class Virtqueue:
             self._used[2 + 4 * self.size] = self._next
         _fence()
         return self._available[1] != self._next
+
+
+def clip(views: list[memoryview], length: int) -> list[memoryview]:
+    """The first `length` bytes of `views`."""
+    out = []
+    for view in views:
+        if len(view) >= length:
+            out.append(view[:length])
+            break
+        out.append(view)
+        length -= len(view)
+    return out
