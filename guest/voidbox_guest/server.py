@@ -68,6 +68,8 @@ class Server:
         self._loop.after_round = self._flush
         self._loop.watch(self._fd, READ, self._ready)
         self._take(frames or [])
+        # The first round may wait long for its first event, and these answers must not.
+        self._flush()
 
     # outgoing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -36,10 +36,8 @@ async def against(answer: Callable[[Stream], Any]) -> AsyncIterator[tuple[Box, C
         return None
 
     async def run() -> None:
-        try:
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             await answer(guest)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            pass
 
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import sys, os
 sys.path[:0] = sys.argv[1:3]
 from _socket import socket
 from voidbox_guest import agent, kernel
+early = []
 exec(sys.argv[5])
 kernel.become_subreaper()
 sock = socket(fileno=int(sys.argv[3]))
@@ -38,7 +38,7 @@ def dial(port):
     out.connect(sys.argv[4] + "/" + str(port))
     out.setblocking(False)
     return out
-agent.Agent(sock, privileged=False, landlock=False, dial=dial).serve()
+agent.Agent(sock, privileged=False, landlock=False, dial=dial).serve(None, early)
 """
 
 
@@ -92,14 +92,14 @@ async def guest_box(directory: Path, patch: str = "") -> AsyncIterator[Box]:
 def descendants(pid: int) -> set[int]:
     """Every process below `pid`."""
     parents = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
             if fields[0] != "Z":
-                parents[int(name)] = int(fields[1])
+                parents[int(entry.name)] = int(fields[1])
     found = {pid}
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more

@@ -121,15 +121,14 @@ async def test_proxy_carries_bytes_both_ways_with_half_close(box: Box, tmp_path:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, echo)
         port = (await box._connection.request("proxy", listen=0, port=77))["listen"]
-        async with await anyio.connect_tcp("127.0.0.1", port) as client:
-            async with anyio.create_task_group() as sending:
+        async with await anyio.connect_tcp("127.0.0.1", port) as client, anyio.create_task_group() as sending:
 
-                async def send() -> None:
-                    await client.send(data)
-                    await client.send_eof()
+            async def send() -> None:
+                await client.send(data)
+                await client.send_eof()
 
-                sending.start_soon(send)
-                back = b"".join([chunk async for chunk in client])
+            sending.start_soon(send)
+            back = b"".join([chunk async for chunk in client])
         assert back == data
         tasks.cancel_scope.cancel()
 
@@ -184,6 +183,17 @@ GOOD = f.encode(f.REQUEST, 1, dumps({"op": "exec", "argv": ["cat"], "cwd": "/", 
 def test_malformed_frames_end_the_connection_not_the_agent(tmp_path: Path, data: bytes) -> None:
     """The agent returns from serve in good order: in a box it would power off, not panic."""
     assert _hostile(tmp_path, data) == 0
+
+
+def test_a_request_that_came_with_the_handshake_is_answered(tmp_path: Path) -> None:
+    """The host's first request may arrive in one piece with its WELCOME: no event will announce it again."""
+    early = 'from wire.frames import Frame; early.append(Frame(16, 0, 1, b\'{"op":"ping"}\'))'
+    sock, process = start_guest(tmp_path, early)
+    with sock:
+        sock.settimeout(10)
+        (reply,) = f.Decoder().feed(sock.recv(65536))
+        assert (reply.kind, reply.stream) == (f.REPLY, 1)
+    assert process.wait(10) == 0
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -36,10 +37,8 @@ def test_round_trip_and_agreement(value: dict[str, object]) -> None:
 @given(st.binary(max_size=80))
 def test_any_bytes_raise_nothing_but_a_wire_error(data: bytes) -> None:
     """Payloads come from a guest."""
-    try:
+    with suppress(WireError):
         assert isinstance(loads(data), dict)
-    except WireError:
-        pass
 
 
 @pytest.mark.parametrize(
