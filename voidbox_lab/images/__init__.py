@@ -5,7 +5,22 @@ Not for running them: that is `voidbox_lab.machines`.
 
 from __future__ import annotations
 
+from voidbox_lab.images.agents import add_agent, known_agents
 from voidbox_lab.images.build import build, list_images, prune, read_manifest, resolve, verify
-from voidbox_lab.images.model import Image, Layer, Progress
+from voidbox_lab.images.model import TCG_CPU, Image, Layer, Progress, Report
 
-__all__ = ["Image", "Layer", "Progress", "build", "list_images", "prune", "read_manifest", "resolve", "verify"]
+__all__ = [
+    "TCG_CPU",
+    "Image",
+    "Layer",
+    "Progress",
+    "Report",
+    "add_agent",
+    "build",
+    "known_agents",
+    "list_images",
+    "prune",
+    "read_manifest",
+    "resolve",
+    "verify",
+]

@@ -151,7 +151,7 @@ class Apt:
             for package in packages:
                 if package.sha256 not in by_digest:
                     raise ProviderError(
-                        f"apt fetched {package.name} {package.version}, but no file with the digest in its own lists; "
+                        f"apt fetched {package.name} {package.version}, but not the file its own lists promise; "
                         "run `sudo apt-get update` and try again.",
                         cause="digest-mismatch",
                     )
@@ -185,7 +185,7 @@ class Apt:
             "Dir::State::lists": self._lists,
             "Dir::State::status": status,
             "Dir::Cache": state / "cache",
-            # apt's sandbox user could not write into a private cache; nothing here runs with more rights than ours.
+            # apt's own sandbox user could not write into a private cache.
             "APT::Sandbox::User": "root",
             "Debug::NoLocking": "1",
             "Acquire::ForceHash": "SHA256",
@@ -213,8 +213,8 @@ class Apt:
         if isinstance(error, Unavailable):
             return error
         return Unavailable(
-            f"{len(packages)} package files ({packages[0].name}{'…' if len(packages) > 1 else ''}) are not cached and "
-            f"cannot be downloaded ({error.message.rpartition(': ')[2]}); connect to a network, "
+            f"{len(packages)} package files ({packages[0].name}{'…' if len(packages) > 1 else ''}) are not cached "
+            f"and cannot be downloaded ({error.message.rpartition(': ')[2]}); connect to a network, "
             "run `sudo apt-get update` and try again.",
             cause="packages-unreachable",
         )

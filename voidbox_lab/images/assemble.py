@@ -41,7 +41,7 @@ def distribution_layer(
 
     def make(target: Path) -> None:
         root = target.parent / "root"
-        root.mkdir()
+        unpack.make_directory(root)
         unpack.merge_usr(root)
         tree = unpack.Tree(root, exclude=recipe.packages.exclude)
         done, total = 0, sum(p.size for p in packages)
@@ -99,7 +99,7 @@ def guest_layer(store: Store, recipe: Recipe, distribution: Blob, report: Report
         root = target.parent / "root"
         for name, data in files.items():
             path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            unpack.make_directory(path.parent)
             path.write_bytes(data)
             path.chmod(0o755 if name.startswith("usr/bin/") else 0o644)
         # Only the interpreter out of the big layer, to compile with.
@@ -112,7 +112,7 @@ def guest_layer(store: Store, recipe: Recipe, distribution: Blob, report: Report
         squashfs.make(root, target, compression=recipe.image.compression)
 
     inputs = {
-        "how": how("bytecode", "squashfs"),
+        "how": how("bytecode", "squashfs", "unpack"),
         "mksquashfs": squashfs.version(),
         "files": {name: digest_bytes(data) for name, data in files.items()},
         "python": distribution.digest,

@@ -168,7 +168,8 @@ def load(store: Store, name: str, digest: str) -> Image:
     for label, blob in _blobs(manifest):
         if not store.whole(blob):
             raise Unavailable(
-                f"The {label} of image {name!r} is missing or cut short in {store.root}; run `voidbox image build`.",
+                f"The {label} of image {name!r} is missing or cut short in {store.root}; "
+                "run `voidbox image build`.",
                 cause="image-damaged",
             )
     layers = []
@@ -207,6 +208,11 @@ def _read(store: Store, name: str, digest: str) -> dict[str, Any]:
     # The manifest's name is its digest, so that a changed one is seen at once.
     if not isinstance(manifest, dict) or digest_json(manifest) != digest:
         raise damaged
+    if manifest.get("version") != _MANIFEST_VERSION:
+        raise Unavailable(
+            f"Image {name!r} was built by another version of voidbox-lab; run `voidbox image build`.",
+            cause="image-outdated",
+        )
     return manifest
 
 

@@ -79,7 +79,9 @@ def compile_tree(tools_tree: Path, target: Path, below: str) -> int:
         argv = [word for word in command if word != "-I"]
         part = "\0".join(names[shard::_SHARDS]).encode()
         try:
-            done = subprocess.run(argv, input=part, capture_output=True, env=env, timeout=_TIMEOUT_S, check=False)
+            done = subprocess.run(
+                argv, input=part, capture_output=True, env=env, timeout=_TIMEOUT_S, check=False, umask=0o022
+            )
         except subprocess.TimeoutExpired:
             raise tools.too_slow("python3", _TIMEOUT_S) from None
         except OSError as error:

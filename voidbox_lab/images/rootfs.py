@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from voidbox_lab.images.unpack import Tree
+from voidbox_lab.images.unpack import Tree, make_directory
 
 AGENT_UID = 1000
 _DIRECTORIES = {
@@ -74,14 +74,12 @@ _LINKS = {
 def configure(tree: Tree) -> None:
     """Make an unpacked tree ready to run. Runs nothing of what is in it."""
     for name, mode in _DIRECTORIES.items():
-        path = tree.place(name, follow=True)
-        path.mkdir(parents=True, exist_ok=True)
-        path.chmod(mode)
+        make_directory(tree.place(name, follow=True)).chmod(mode)
     for name, text in _FILES.items():
         _write(tree, name, text.encode())
     for name, target in _LINKS.items():
         path = tree.place(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         path.unlink(missing_ok=True)
@@ -99,7 +97,7 @@ def _certificates(tree: Tree) -> None:
 
 def _write(tree: Tree, name: str, data: bytes) -> Path:
     path = tree.place(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     path.unlink(missing_ok=True)
     path.write_bytes(data)
     path.chmod(0o600 if name == "etc/shadow" else 0o644)

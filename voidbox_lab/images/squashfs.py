@@ -1,7 +1,4 @@
-"""Makes squashfs layers that depend on nothing but the tree: no times, no owners, no xattrs, sorted.
-
-Which compressor was chosen by booting; the numbers are in docs/design.
-"""
+"""Makes squashfs layers that depend on nothing but the tree: no times, no owners, no xattrs, sorted."""
 
 from __future__ import annotations
 
@@ -19,6 +16,9 @@ _OPTIONS: dict[Compression, tuple[str, ...]] = {
     "zstd": ("-comp", "zstd", "-Xcompression-level", "15"),
     "none": ("-comp", "lz4", "-noI", "-noD", "-noF", "-noX"),
 }
+"""Measured with a cold boot, then Python with eight imports, git, curl, jq and bash, under TCG, best of five, in
+CPU seconds of QEMU: lz4 5.3, lz4 without fragments 4.5, none 5.0, none without fragments 4.0; zstd is worse still.
+A fragment block holds many small files, and reading one of them unpacks all."""
 
 
 def make(tree: Path, target: Path, *, compression: Compression) -> None:
@@ -32,7 +32,7 @@ def make(tree: Path, target: Path, *, compression: Compression) -> None:
     tools.run(
         [
             "mksquashfs", tree, target, "-noappend", "-no-progress", "-quiet", "-no-xattrs", "-reproducible",
-            "-all-root", "-all-time", "0", "-mkfs-time", "0", "-no-exports", "-b", "131072",
+            "-no-fragments", "-all-root", "-all-time", "0", "-mkfs-time", "0", "-no-exports", "-b", "131072",
             *_OPTIONS[compression],
         ],
         timeout_s=_TIMEOUT_S,

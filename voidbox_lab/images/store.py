@@ -45,12 +45,13 @@ class Blob:
     size: int
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Blob:
+    def from_dict(cls, data: Any) -> Blob:
         """The inverse of dataclasses.asdict.
 
         Raises:
             ProviderError: a field is missing or has the wrong type.
         """
+        data = data if isinstance(data, dict) else {}
         kind, digest, size = data.get("kind"), data.get("digest"), data.get("size")
         if kind not in SUFFIX or not is_digest(digest) or not isinstance(size, int):
             raise ProviderError(
@@ -133,7 +134,7 @@ class Store:
         `inputs` is everything the result depends on, as JSON; `make` gets the path to write to.
         """
         record = self.root / "steps" / (digest_json([kind, inputs]).removeprefix("sha256:") + ".json")
-        with contextlib.suppress(FileNotFoundError, ProviderError, json.JSONDecodeError):
+        with contextlib.suppress(FileNotFoundError, ProviderError, ValueError):
             blob = Blob.from_dict(json.loads(record.read_bytes()))
             if blob.kind == kind and self.whole(blob):
                 return blob
@@ -146,7 +147,7 @@ class Store:
 
 
 def digest_sparse(path: Path) -> str:
-    """``sha256:<hex>`` over a sparse file's length and its blocks of 4 KiB that are not all zero, each with its offset.
+    """``sha256:<hex>`` over a sparse file's length and each 4 KiB block that is not all zero, with its offset.
 
     The same for the same content, however it lies on the disk, without reading gigabytes of holes. All
     numbers are 8 bytes, little-endian.

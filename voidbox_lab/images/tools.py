@@ -28,8 +28,8 @@ PACKAGES = {
 }
 """Host tool to the Debian package that brings it."""
 
-# A user's PATH often lacks the places where mkfs.ext4 and debugfs are.
-_SEARCH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
+_ALSO = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Searched after PATH: a user's often lacks the places where mkfs.ext4 and debugfs are."""
 
 
 def find(tool: str) -> str:
@@ -38,7 +38,7 @@ def find(tool: str) -> str:
     Raises:
         Unavailable: it is not installed; the message names the package.
     """
-    path = shutil.which(tool, path=_SEARCH)
+    path = shutil.which(tool, path=os.pathsep.join((os.environ.get("PATH", os.defpath), *_ALSO)))
     if path is None:
         package = PACKAGES.get(tool, tool)
         raise Unavailable(

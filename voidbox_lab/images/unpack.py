@@ -29,8 +29,17 @@ _UNPACK_TIMEOUT_S = 300.0
 def merge_usr(root: Path) -> None:
     """Prepare an empty tree with /bin → usr/bin and the others of `MERGED` that Debian has."""
     for name in MERGED[:4]:
-        (root / "usr" / name).mkdir(parents=True, exist_ok=True)
+        make_directory(root / "usr" / name)
         (root / name).symlink_to(f"usr/{name}")
+
+
+def make_directory(path: Path) -> Path:
+    """Make `path` and what is missing above it, each with mode 0755 whatever the umask; returns `path`."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        path.chmod(0o755)
+    return path
 
 
 class Tree:
@@ -80,7 +89,7 @@ class Tree:
         return self.root.joinpath(*done)
 
     def add_tar(self, stream: IO[bytes]) -> None:
-        """Unpack a tar stream. Owners become the caller, set-id and sticky-less extra bits go, devices are left out.
+        """Unpack a tar stream. Owners become the caller, set-id bits go, devices are left out.
 
         Raises:
             ProviderError: a member's path is unsafe, or the archive is damaged.
@@ -97,14 +106,13 @@ class Tree:
         if not name or not self.wanted(name):
             return
         path = self.place(name)
-        self._parents(path)
+        make_directory(path.parent)
         # Set-user-id and set-group-id never; the sticky bit only where it protects a shared directory.
         mode = member.mode & (0o1777 if member.isdir() else 0o777)
         if member.isdir():
             # A package may ship as a directory what is a link in a merged /usr.
             path = self.place(name, follow=True)
-            path.mkdir(parents=True, exist_ok=True)
-            path.chmod(mode | 0o700)
+            make_directory(path).chmod(mode | 0o700)
         elif member.issym():
             if path.is_dir() and not path.is_symlink():
                 return
@@ -125,9 +133,6 @@ class Tree:
                 shutil.copyfileobj(content, out, 1 << 20)
             path.chmod(mode | 0o400)
         # Devices, FIFOs and the like: the guest has devtmpfs.
-
-    def _parents(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def add_deb(self, deb: Path) -> None:
         """Unpack the file-system archive of the package file `deb`.

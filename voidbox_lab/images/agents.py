@@ -1,0 +1,196 @@
+"""Adds agent CLIs to an image, each as a layer of its own made from an npm package on this machine.
+
+Such packages may be proprietary: they are fetched by the user's own npm, under the user's own agreement with
+their maker, and the layer never leaves the cache.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import re
+import shutil
+import tarfile
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+
+from voidbox_lab.errors import ProviderError, Unavailable, UserError
+from voidbox_lab.images import squashfs, tools, unpack
+from voidbox_lab.images.assemble import how
+from voidbox_lab.images.build import publish, read_manifest
+from voidbox_lab.images.model import Image, Progress, Report, silent
+from voidbox_lab.images.store import Store
+from voidbox_lab.resources import data_dir
+from voidbox_lab.settings import Settings
+
+_NPM_TIMEOUT_S = 900.0
+_VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]{1,40})?")
+_PathInBox = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9/._+-]*$", max_length=300)]
+
+
+class AgentPackage(pydantic.BaseModel):
+    """Where an agent CLI comes from: ``guest/image/agents/NAME.toml``."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    package: Annotated[str, pydantic.StringConstraints(pattern=r"^(@[a-z0-9-]+/)?[a-z0-9._-]+$")]
+    version: str
+    integrity: Annotated[str, pydantic.StringConstraints(pattern=r"^sha512-[A-Za-z0-9+/]{86}==$")]
+    """Subresource integrity of `version`'s tarball, as npm has it."""
+    licence: str
+    files: dict[str, _PathInBox]
+
+
+def add_agent(
+    settings: Settings,
+    image: Image,
+    agent: str = "claude-code",
+    *,
+    version: str | None = None,
+    progress: Report | None = None,
+) -> Image:
+    """`image` with the agent CLI `agent` on top, published as ``<name>+<agent>``.
+
+    The layer is built once per version and needs no network afterwards. `version` overrides the tested one;
+    its integrity is then the registry's word. Blocking; the first time as long as the download takes.
+
+    Raises:
+        UserError: no such agent, or a version that cannot be one.
+        Unavailable: npm is missing, or the registry refuses or cannot be reached.
+        ProviderError: what was fetched is not what was promised.
+    """
+    report = progress or silent
+    package = _package(agent)
+    if version is not None and not _VERSION.fullmatch(version):
+        raise UserError(f"{version[:40]!r} is not a version of {agent}; write it like {package.version}.")
+    wanted = version or package.version
+    pinned = package.integrity if wanted == package.version else None
+    store = Store(settings.cache)
+
+    def make(target: Path) -> None:
+        report(Progress("agent", f"Fetching {package.package} {wanted}. {package.licence}"))
+        tarball = _fetch(package.package, wanted, pinned, target.parent)
+        root = target.parent / "root"
+        _unpack(tarball, root, package.files)
+        report(Progress("agent", f"Packing the {agent} layer"))
+        squashfs.make(root, target, compression="none")
+
+    inputs = {
+        "how": how("agents", "squashfs", "unpack"),
+        "mksquashfs": squashfs.version(),
+        "package": [package.package, wanted, pinned],
+        "files": package.files,
+    }
+    with store.lock():
+        layer = store.step(inputs, "layers", make)
+        manifest = read_manifest(settings, image)
+        layers = [d for d in manifest["layers"] if d["name"] != agent]
+        manifest["layers"] = [*layers, asdict(layer) | {"name": agent, "version": wanted}]
+        suffix = f"+{agent}"
+        return publish(store, image.name if image.name.endswith(suffix) else image.name + suffix, manifest)
+
+
+def known_agents() -> list[str]:
+    """Names of the agent CLIs that `add_agent` can add."""
+    return sorted(p.stem for p in (data_dir("guest") / "image" / "agents").glob("*.toml"))
+
+
+def _package(agent: str) -> AgentPackage:
+    if agent not in known_agents():
+        raise UserError(f"There is no agent CLI {agent[:40]!r} to add; known are {', '.join(known_agents())}.")
+    text = (data_dir("guest") / "image" / "agents" / f"{agent}.toml").read_text(encoding="utf-8")
+    return AgentPackage.model_validate(tomllib.loads(text))
+
+
+def _fetch(package: str, version: str, pinned: str | None, directory: Path) -> Path:
+    """The package's tarball, checked against `pinned` or else the registry's integrity."""
+    tools.find("npm")
+    try:
+        printed = tools.run(
+            ["npm", "pack", f"{package}@{version}", "--json", "--ignore-scripts", "--pack-destination", directory],
+            timeout_s=_NPM_TIMEOUT_S,
+            cwd=directory,
+        )
+        expected = pinned or _registry_integrity(package, version, directory)
+    except ProviderError as error:
+        if isinstance(error, Unavailable):
+            raise
+        raise Unavailable(
+            f"npm did not deliver {package} {version} ({error.message.rpartition(' was built: ')[2][:300]}); "
+            "check the network and npm's registry, then try again.",
+            cause="npm-refused",
+        ) from error
+    tarball = directory / Path(_first(printed).get("filename", "")).name
+    if not tarball.is_file():
+        raise ProviderError(
+            f"npm said that it packed {package} {version}, but no file is there.", cause="npm-output"
+        )
+    check_integrity(tarball, expected)
+    return tarball
+
+
+def _registry_integrity(package: str, version: str, directory: Path) -> str:
+    argv = ["npm", "view", f"{package}@{version}", "dist.integrity", "--json"]
+    try:
+        return str(json.loads(tools.run(argv, timeout_s=120, cwd=directory)))
+    except ValueError as error:
+        raise ProviderError(f"npm named no integrity for {package} {version}.", cause="npm-output") from error
+
+
+def _first(printed: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(printed)[0]
+    except (ValueError, LookupError, TypeError):
+        entry = None
+    if not isinstance(entry, dict):
+        raise ProviderError("npm pack printed something other than its list of packages.", cause="npm-output")
+    return entry
+
+
+def check_integrity(file: Path, integrity: str) -> None:
+    """Compare `file` with a subresource-integrity string ``sha512-BASE64`` (W3C SRI).
+
+    Raises:
+        ProviderError: it differs, or `integrity` has another form.
+    """
+    try:
+        kind, _, value = integrity.partition("-")
+        expected = base64.b64decode(value, validate=True)
+        if kind != "sha512" or len(expected) != 64:
+            raise ValueError(kind)
+    except (ValueError, binascii.Error):
+        raise ProviderError(f"{integrity[:40]!r} is not a sha512 integrity.", cause="digest-mismatch") from None
+    with file.open("rb") as stream:
+        if not hmac.compare_digest(hashlib.file_digest(stream, "sha512").digest(), expected):
+            raise ProviderError(
+                f"{file.name} is not the file that its integrity promises; it was thrown away.",
+                cause="digest-mismatch",
+            )
+
+
+def _unpack(tarball: Path, root: Path, files: dict[str, str]) -> None:
+    """Write the members `files` names, and nothing else, below `root`."""
+    missing = dict(files)
+    try:
+        with tarfile.open(tarball, "r|gz") as tar:
+            for member in tar:
+                target = missing.pop(member.name, None) if member.isreg() else None
+                content = tar.extractfile(member) if target else None
+                if target is None or content is None:
+                    continue
+                path = root / target
+                unpack.make_directory(path.parent)
+                with path.open("xb") as out:
+                    shutil.copyfileobj(content, out, 1 << 20)
+                path.chmod(0o755 if "/bin/" in f"/{target}" else 0o644)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ProviderError(f"{tarball.name} is damaged ({error}).", cause="archive-damaged") from error
+    if missing:
+        raise ProviderError(f"{tarball.name} lacks {', '.join(sorted(missing))}.", cause="archive-damaged")
