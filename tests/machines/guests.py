@@ -12,8 +12,9 @@ from voidbox_lab.vsock import VsockDevice
 
 READY = "test guest: ready"
 
-PREAMBLE = f"""#!/bin/sh
-busybox() {{ /bin/busybox "$@"; }}
+PREAMBLE = """#!/bin/sh
+busybox() { /bin/busybox "$@"; }
+busybox mkdir -p /proc /sys
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sysfs /sys
 """
@@ -26,7 +27,8 @@ INSPECT = """
 while read -r module; do busybox insmod /m/$module.ko; done < /m/order
 echo "boot: $(busybox cat /sys/firmware/qemu_fw_cfg/by_name/opt/voidbox/boot/raw)"
 for disk in /sys/block/vd*; do
-  echo "disk: ${disk##*/} serial=$(busybox cat $disk/serial) ro=$(busybox cat $disk/ro) size=$(busybox cat $disk/size)"
+  cd $disk
+  echo "disk: ${disk##*/} serial=$(busybox cat serial) ro=$(busybox cat ro) size=$(busybox cat size)"
 done
 for device in /sys/bus/virtio/devices/*; do echo "virtio: $(busybox cat $device/device)"; done
 echo "cpu: $(busybox grep -c sse4_2 /proc/cpuinfo)"
@@ -80,6 +82,11 @@ def make_spec(
         accelerator="tcg",
         owner=owner,
     )
+
+
+def descriptors() -> int:
+    """How many file descriptors this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def qemus(box: str) -> list[int]:

@@ -67,7 +67,7 @@ async def test_no_fallback_where_it_would_not_help(
 
     monkeypatch.setattr(connection, "_open", open_)
     monkeypatch.setattr(os, "getuid", lambda: 1000)
-    with pytest.raises(ProviderError, match="no, (session|given)"):
+    with pytest.raises(ProviderError, match=r"no, (session|given)"):
         await connection.connect(replace(settings, libvirt_uri=uri))
 
 

@@ -13,6 +13,8 @@ import pytest
 from voidbox_lab.errors import ProviderError
 from voidbox_lab.machines.console import LOG_CAP, TAIL_CAP, Console
 
+from . import guests
+
 pytestmark = pytest.mark.anyio
 
 
@@ -110,7 +112,7 @@ async def test_a_socket_that_cannot_be_made(tmp_path: Path) -> None:
     """A path too long for a socket is one sentence, and leaves nothing open."""
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
-    before = len(os.listdir("/proc/self/fd"))
+    before = guests.descriptors()
     with pytest.raises(ProviderError, match="cannot be opened"):
         Console(deep / "console.log", deep / "console.sock", lambda: None).listen()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert guests.descriptors() == before

@@ -5,7 +5,7 @@ root; libvirt itself locks ``run/qemu/driver.pid`` in it, which is what keeps tw
 outlives the process, so the next one to open it finds the domains that were left running.
 
 QEMU runs as this very user, root included: an account of its own could not reach files below the user's
-private directories. As root it runs without capabilities and under QEMU's seccomp sandbox all the same.
+private directories. As root it has no capabilities (see `capabilities`) and QEMU's seccomp sandbox all the same.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ namespaces = []
 # QEMU stays this user, and files stay whose they are.
 dynamic_ownership = 0
 remember_owner = 0
-clear_emulator_capabilities = 1
 seccomp_sandbox = 1
 # No guest memory in core files.
 max_core = 0

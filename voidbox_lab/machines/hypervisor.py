@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 from voidbox_lab.errors import ProviderError, Unavailable
 from voidbox_lab.machines import loop, sweeping
 from voidbox_lab.machines.calls import call, detach, libvirt
+from voidbox_lab.machines.capabilities import renounce_for_children
 from voidbox_lab.machines.connection import Connection, connect
 from voidbox_lab.machines.domain import render, vsock_cid
 from voidbox_lab.machines.machine import Machine
@@ -123,7 +124,7 @@ class Hypervisor:
             domain = await call(
                 f"start {spec.name}",
                 timeout_s,
-                self._connection.handle.createXML,
+                self._create,
                 xml,
                 flags,
                 late=lambda late: late.destroy(),
@@ -174,6 +175,12 @@ class Hypervisor:
             with suppress(ProviderError):
                 await call("close", CALL_TIMEOUT_S, self._close, callback)
             await _release_loop()
+
+    def _create(self, xml: str, flags: int) -> libvirt.virDomain:
+        """In a thread of its own, which the embedded driver forks QEMU from."""
+        if self._connection.embedded:
+            renounce_for_children()
+        return self._connection.handle.createXML(xml, flags)
 
     def _register(self, handle: libvirt.virConnect) -> int:
         callback: int = handle.domainEventRegisterAny(

@@ -158,7 +158,10 @@ async def _boot(emulator: Path, image: Bootable, timeout_s: float) -> Verdict:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # its own session: `timeout` and QEMU
             await process.wait()
-            await process.stdout.aclose()
+            # asyncio lets go of a pipe only at its end.
+            with anyio.move_on_after(1):
+                async for _ in process.stdout:
+                    pass
     if bound.cancelled_caught:
         limit = longest if ALIVE in output else timeout_s
         return verdict("tcg", f"{DEVICE} opens, but the guest kernel did not boot under KVM within {limit:g} s")
