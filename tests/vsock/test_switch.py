@@ -151,10 +151,11 @@ def test_silent_client_is_hung_up_on(bench: Bench, monkeypatch: pytest.MonkeyPat
         assert _ended(sock)
 
 
-def test_refusal_closes_the_client_without_a_word(bench: Bench) -> None:
+def test_refusal_is_said_and_closes_the_client(bench: Bench) -> None:
     with bench.client() as sock:
         (request,) = bench.settle()
         bench.says(v.RST, host=request.remote, guest=7)
+        assert sock.recv(10) == b"REFUSED\n"
         assert sock.recv(10) == b""
 
 
@@ -288,6 +289,7 @@ def test_number_of_connections_is_bounded(bench: Bench, monkeypatch: pytest.Monk
         assert answers == [v.RESPONSE] * 3 + [v.RST] * 2
         with bench.client() as sock:
             bench.settle()
+            assert sock.recv(10) == b"BUSY\n"
             assert _ended(sock)
 
 

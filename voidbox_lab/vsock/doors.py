@@ -5,6 +5,7 @@ Not for what follows: see `uplink`, `downlink`. Nothing here blocks, whatever cl
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
 import time
@@ -25,6 +26,9 @@ REQUEST_S = 120.0
 """Seconds the guest has to answer a request (its driver may still be loading); clients give up earlier."""
 BACKLOG_S = 2.0
 """Seconds for which a guest's dial to a host listener whose backlog is full is tried again."""
+
+REFUSED, BUSY = b"REFUSED\n", b"BUSY\n"
+"""Said before hanging up where Firecracker says nothing; its clients look for ``OK`` alone."""
 
 _FIRST_PORT = 1 << 30
 _LINE = 32
@@ -66,6 +70,8 @@ class Doors:
                 return
             sock.setblocking(False)
             if self._table.count() >= table.MAX_CONNECTIONS:
+                with contextlib.suppress(OSError):
+                    sock.send(BUSY)
                 sock.close()
                 continue
             self._dials[sock] = time.monotonic() + COMMAND_S
@@ -113,6 +119,11 @@ class Doors:
             self._next_port = port + 1 if port < packets.MASK32 - 1 else _FIRST_PORT
             if (port, guest_port) not in self._table.connections:
                 return port
+
+    def guest_refuses(self, c: Connection) -> None:
+        """Nothing listens in the guest: tell the client, which could not tell a mere end from a dying device."""
+        with contextlib.suppress(OSError):
+            c.sock.send(REFUSED)
 
     def guest_accepts(self, c: Connection) -> None:
         """The guest answered a request: tell the client.

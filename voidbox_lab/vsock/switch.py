@@ -30,7 +30,7 @@ class Switch:
     """Carries connections between `rx`/`tx` and UNIX sockets.
 
     `listener` accepts host clients, who say ``CONNECT <port>\\n`` and hear ``OK <port>\\n``
-    (Firecracker's convention; a refused connection is closed without a word). A guest that dials host
+    (Firecracker's convention) or ``REFUSED``, or ``BUSY``. A guest that dials host
     port P is connected to the UNIX socket ``<path>_P``.
     """
 

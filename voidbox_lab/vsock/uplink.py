@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from voidbox_lab.vsock import packets
-from voidbox_lab.vsock.connection import CLOSING, ESTABLISHED, Connection, Violation
+from voidbox_lab.vsock.connection import CLOSING, ESTABLISHED, REQUESTED, Connection, Violation
 from voidbox_lab.vsock.poller import EDGES, OUT
 from voidbox_lab.vsock.table import DRAIN_S
 from voidbox_lab.vsock.virtqueue import MAX_VECTORS, Chain, Virtqueue, clip
@@ -102,6 +102,8 @@ class Uplink:
 
     def _control(self, c: Connection, operation: int, flags: int) -> None:
         if operation == packets.RST:
+            if c.state == REQUESTED:
+                self._doors.guest_refuses(c)
             # After an orderly shutdown the guest's last words may still be waiting for the host.
             if c.peer_shutdown == packets.SHUT_BOTH and c.backlog:
                 self._table.drain(c)

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Literal
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 import voidbox_lab
 from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError, UserError
+from voidbox_lab.vsock.doors import BUSY, REFUSED
 from voidbox_lab.vsock.stream import Listener, Stream
 from voidbox_lab.vsock.table import MAX_CONNECTIONS
 from voidbox_lab.vsock.transport import ANY_PORT, PORT_MAX, VsockDevice
@@ -34,6 +36,8 @@ BACKLOG = 128
 _PATH_MAX = 107  # unix(7)
 _FIRST_PORT = 1 << 20
 _RETRY_S = 0.01
+_DYING_S = 0.5
+"""Seconds between the end of a dying process's sockets and its own."""
 
 # -S and -I: site and the environment cost more than the device's own imports, and are not wanted.
 _BOOT = (
@@ -112,6 +116,7 @@ class UserTransport:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             with anyio.fail_after(timeout_s):
+                await checkpoint()  # the rest may need no pause, and a bound of 0 is a bound
                 await self._connect(sock)
                 await self._greet(sock, port)
         except TimeoutError:
@@ -148,31 +153,25 @@ class UserTransport:
             except BlockingIOError:
                 await anyio.wait_readable(sock)
                 continue
-            except ConnectionResetError:
-                if not self._listens():
-                    raise
-                raise ProviderError(
-                    f"The box has {MAX_CONNECTIONS} vsock connections and takes no more; close some first.",
-                    cause="busy",
-                ) from None
             if not byte:
                 break
             line += byte
-        if not line.startswith(b"OK ") or not line.endswith(b"\n"):
-            if not self._listens():
-                raise self._lost(None)
+        if line == REFUSED:
             raise ProviderError(f"The box refused vsock port {port}; nothing listens there.", cause="refused")
-
-    def _listens(self) -> bool:
-        """The device still listens: unlike its exit, which is seen late, this tells dying from refusing."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            try:
-                probe.connect(str(self.box_dir / "vs"))
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-            return True
+        if line == BUSY:
+            raise ProviderError(
+                f"The box has {MAX_CONNECTIONS} vsock connections and takes no more; close some first.",
+                cause="busy",
+            )
+        if not line.startswith(b"OK ") or not line.endswith(b"\n"):
+            # Cut off without a word: the device is ending (its sockets go before its process), or the
+            # guest's driver started anew.
+            with anyio.move_on_after(_DYING_S):
+                await self.wait_gone()
+                raise self._lost(None)
+            raise ProviderError(
+                f"The guest's vsock driver restarted before it answered on port {port}; try again.", cause="reset"
+            )
 
     def _lost(self, error: OSError | None) -> BoxLost:
         why = f" ({error})" if error is not None else ""
