@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ LEAK_GRACE_S = 10.0
 """Boxes are torn down in the background; so long a process may outlive its test."""
 
 _boot_log = pytest.StashKey[Path]()
+_runtime = pytest.StashKey[Path]()
 _vm_selected = pytest.StashKey[int]()
 
 
@@ -39,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.close(handle)
     config.stash[_boot_log] = Path(name)
     os.environ["VOIDBOX_BOOT_LOG"] = name
+    # Sockets of all homes that tests make lie here, so that none stays behind; short, for sockaddr_un.
+    config.stash[_runtime] = Path(tempfile.mkdtemp(prefix="vbt-", dir="/tmp"))
+    os.environ["XDG_RUNTIME_DIR"] = str(config.stash[_runtime])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -131,3 +136,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The count has been printed."""
     config.stash[_boot_log].unlink(missing_ok=True)
+    shutil.rmtree(config.stash[_runtime], ignore_errors=True)

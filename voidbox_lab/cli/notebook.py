@@ -5,6 +5,7 @@ The notebook's own code decides what runs; this reads the run records that its c
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from rich.markup import escape
 
 from voidbox_lab.cli.output import ago, dollars, err, out, print_json
 from voidbox_lab.errors import CommandFailed, LimitExceeded, ProviderError, UserError
+from voidbox_lab.settings import Settings
 
 RUN_MIME = "application/vnd.voidbox.run+json"
 """What `voidbox_lab.widgets` gives a run's output in a notebook."""
@@ -77,10 +79,18 @@ def _execute(book: Any, path: Path, timeout: float) -> CommandFailed | LimitExce
     """Execute in place; the trouble, if any, after which the cells before it keep their outputs."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from traitlets.config import Config
 
-    name = book.metadata.get("kernelspec", {}).get("name", "python3")
+    config = Config()
+    # UNIX sockets: no port that other users of this machine could reach, and no warning about one.
+    config.KernelManager.transport = "ipc"
+    config.KernelManager.ip = str(Settings.from_env().prepare().runtime / f"kernel-{os.getpid()}")
     client = NotebookClient(
-        book, timeout=timeout, kernel_name=name, resources={"metadata": {"path": str(path.parent or Path())}}
+        book,
+        timeout=timeout,
+        kernel_name=book.metadata.get("kernelspec", {}).get("name", "python3"),
+        resources={"metadata": {"path": str(path.parent)}},
+        config=config,
     )
     try:
         client.execute()
