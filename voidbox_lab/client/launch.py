@@ -25,6 +25,7 @@ from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec.api import API_VERSION, Health
 
+MODULE = "voidbox_lab.daemon"
 START_S = 60.0
 """Bound on a start. It takes about a second; a daemon that is just ending is waited for."""
 POLL_S = 0.02
@@ -111,7 +112,7 @@ def _start(settings: Settings, deadline: float) -> Health:
     said.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with said.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "voidbox_lab.daemon", *_arguments(settings)],
+            [sys.executable, "-m", MODULE, *_arguments(settings)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

@@ -1,0 +1,178 @@
+"""The daemon as a process: started once, found again, replaced, killed, idle, and what it leaves: nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.test_api import spec
+from voidbox_lab.client import Client, ensure_daemon, launch
+from voidbox_lab.errors import ProviderError, UserError
+from voidbox_lab.settings import Settings
+from voidbox_lab.spec.events import AgentText, RunChanged
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Iterator[Settings]:
+    """`ensure_daemon` starts the real process over the fake backend; whatever runs at the end is killed."""
+    monkeypatch.setattr(launch, "MODULE", "tests.daemon.serving")
+    monkeypatch.setenv("VOIDBOX_IDLE_S", "120")
+    yield settings
+    for pid in daemons(settings):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not daemons(settings), 5)
+
+
+def daemons(settings: Settings) -> list[int]:
+    """Pids of the daemon processes of this home."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                argv = (entry / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if "tests.daemon.serving" in argv and f"--runtime={settings.runtime}" in argv:
+                found.append(int(entry.name))
+    return found
+
+
+def until(true: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+def test_started_once_and_found_again(fake: Settings) -> None:
+    """Eight clients at once, one daemon."""
+    with ThreadPoolExecutor(8) as threads:
+        pids = {h.pid for h in threads.map(lambda _: ensure_daemon(fake), range(8))}
+    assert len(pids) == 1
+    assert daemons(fake) == [*pids]
+    assert ensure_daemon(fake).pid in pids
+
+
+def test_a_second_daemon_leaves_the_first_alone(fake: Settings) -> None:
+    first = ensure_daemon(fake)
+    arguments = launch._arguments(fake)
+    second = subprocess.run([sys.executable, "-m", launch.MODULE, *arguments], timeout=30, check=False)
+    assert second.returncode == 0
+    assert ensure_daemon(fake).pid == first.pid
+
+
+def test_its_own_session_and_no_keys_in_its_environment(fake: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-environment-secret")
+    with Client(fake) as client:
+        health = client.health()
+        assert health.keys == ("ANTHROPIC_API_KEY",)
+    assert os.getsid(health.pid) == health.pid
+    assert b"sk-environment-secret" not in Path(f"/proc/{health.pid}/environ").read_bytes()
+    assert b"sk-environment-secret" not in Path(f"/proc/{health.pid}/cmdline").read_bytes()
+
+
+def test_killed_in_the_middle_of_a_run(fake: Settings) -> None:
+    """kill -9: the reader goes on with the next daemon, which ends the run and keeps what was streamed."""
+    with Client(fake) as client:
+        first = client.health().pid
+        record = client.submit(spec("slow"))
+        seen = []
+        for event in client.events(record.id):
+            seen.append(event)
+            if isinstance(event.body, AgentText):
+                os.kill(first, signal.SIGKILL)
+        assert [e.seq for e in seen] == list(range(1, len(seen) + 1))
+        last = seen[-1].body
+        assert isinstance(last, RunChanged)
+        assert last.trouble is not None
+        assert (last.state, last.trouble.kind, last.trouble.cause) == ("failed", "provider", "daemon-died")
+        final = client.run(record.id)
+        assert final.stages["slow"].state == "failed"
+        assert client.health().pid != first
+
+
+def test_a_stale_socket_is_no_obstacle(fake: Settings) -> None:
+    first = ensure_daemon(fake).pid
+    os.kill(first, signal.SIGKILL)
+    until(lambda: not daemons(fake), 5)
+    assert fake.socket.exists()
+    assert ensure_daemon(fake).pid != first
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_cancels_runs_and_ends_in_order(fake: Settings, number: int) -> None:
+    with Client(fake) as client:
+        pid = client.health().pid
+        record = client.submit(spec("slow"))
+        states = []
+        for event in client.events(record.id):
+            if isinstance(event.body, AgentText):
+                os.kill(pid, number)
+            if isinstance(event.body, RunChanged):
+                states.append(event.body.state)
+        assert states == ["running", "cancelled"]
+    until(lambda: not daemons(fake), 15)
+    assert not fake.socket.exists()
+    assert not (fake.runtime / "gateway.sock").exists()
+
+
+def test_idle_means_leaving(fake: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOIDBOX_IDLE_S", "0.5")
+    ensure_daemon(fake)
+    until(lambda: not daemons(fake), 15)
+    assert not fake.socket.exists()
+
+
+def test_a_run_keeps_it_from_being_idle(fake: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOIDBOX_IDLE_S", "0.3")
+    with Client(fake) as client:
+        pid = client.health().pid
+        record = client.submit(spec("slow"))
+    time.sleep(1.5)
+    assert daemons(fake) == [pid]
+    with Client(fake) as client:
+        client.cancel(record.id)
+    until(lambda: not daemons(fake), 15)
+
+
+def test_an_idle_daemon_of_another_release_is_replaced(fake: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = ensure_daemon(fake)
+    # This client is of another release than the daemon it finds; what it starts in turn says so as well.
+    monkeypatch.setattr(launch, "_ours", lambda health: health.pid != old.pid)
+    new = ensure_daemon(fake)
+    assert new.pid != old.pid
+    until(lambda: daemons(fake) == [new.pid], 15)
+
+
+def test_a_busy_daemon_of_another_release_is_left_alone(fake: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Client(fake) as client:
+        record = client.submit(spec("slow"))
+        until(lambda: client.health().boxes == 1, 5)
+        monkeypatch.setattr(launch, "_ours", lambda _: False)
+        with pytest.raises(UserError, match=r"busy \(1 runs, 1 boxes\)"):
+            ensure_daemon(fake)
+        assert client.run(record.id).state == "running"
+
+
+def test_why_a_daemon_did_not_start_is_said(fake: Settings) -> None:
+    with sqlite3.connect(fake.data / "runs.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(ProviderError, match="schema 99"):
+        ensure_daemon(fake)
+
+
+def test_the_log_is_bounded(fake: Settings) -> None:
+    from voidbox_lab.daemon.serve import LOG_BYTES, LOG_FILES
+
+    ensure_daemon(fake)
+    assert LOG_BYTES * LOG_FILES <= 4 << 20
+    assert "starts" in (fake.data / "logs" / "daemon.log").read_text()

@@ -1,0 +1,234 @@
+"""The whole house with real boxes: runs, and the bad days. Nothing may be left behind."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import itertools
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from voidbox_lab import images
+from voidbox_lab.client import Client
+from voidbox_lab.settings import Settings
+from voidbox_lab.spec import InputFile, Model, RunRecord, RunSpec, Stage, VoidBoxSpec
+from voidbox_lab.spec.api import CheckReport, ExecExit, ExecOutput, ExecRequest, ExecStarted
+from voidbox_lab.spec.events import BoxBooted, ModelCall, StageChanged, Telemetry, ToolResult
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A home of this module's own over the shared cache, with the image built."""
+    cache = Settings.from_env().cache
+    root = tmp_path_factory.mktemp("house")
+    settings = Settings.from_env({**os.environ, "VOIDBOX_HOME": str(root), "VOIDBOX_CACHE": str(cache)}).prepare()
+    images.build(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def client(home: Settings) -> Iterator[Client]:
+    """A client of a real daemon process; at the end the daemon leaves and nothing of it remains."""
+    with Client(home) as client:
+        yield client
+        client._connect()  # a test may have killed the first daemon
+        pid = client.health().pid
+        client.shutdown()
+    until(lambda: not Path(f"/proc/{pid}").exists() or zombie(pid), 60)
+    assert left(home) == []
+
+
+def zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def left(home: Settings) -> list[str]:
+    """Processes that name this home or its boxes, and box directories."""
+    found = [str(p) for p in (home.runtime / "b").glob("*")]
+    marks = (str(home.runtime), str(home.data))
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                text = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+            except OSError:
+                continue
+            if any(mark in text for mark in marks):
+                found.append(f"{entry.name}: {text[:100]}")
+    return found
+
+
+def until(true: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def qemu_of(domain: str) -> int:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                text = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if f"guest={domain}," in text:
+                return int(entry.name)
+    raise AssertionError(f"no QEMU runs {domain}")
+
+
+def stage(name: str, model: str = "scripted:quickstart", **options: Any) -> Stage:
+    return Stage(box=VoidBoxSpec(name=name, prompt="Use stocks.csv.", model=Model.parse(model), **options))
+
+
+@pytest.fixture(scope="module")
+def stocks(client: Client) -> InputFile:
+    from vega_datasets import data
+
+    return client.upload(data.stocks.filepath)
+
+
+def test_quickstart_end_to_end(client: Client, stocks: InputFile) -> None:
+    """A scripted model, a real box: the numbers come from code that ran in it, and agree with ours."""
+    from vega_datasets import data
+
+    record = client.submit(RunSpec(stages=(stage("analyst"),), inputs={"stocks.csv": stocks}))
+    events = list(client.events(record.id))
+    final = client.run(record.id)
+    assert final.state == "succeeded", final.trouble
+    done = final.stages["analyst"]
+    assert done.box is not None
+    assert done.box.isolation in {"kvm", "tcg"}
+    assert (done.model_source, done.cost_usd) == ("scripted", 0.0)
+    assert done.turns >= 2
+    assert done.tokens.output > 0
+    kinds = {type(e.body) for e in events}
+    assert {BoxBooted, ModelCall, ToolResult, Telemetry, StageChanged} <= kinds
+    prices: dict[str, list[float]] = {}
+    for row in csv.DictReader(io.StringIO(Path(data.stocks.filepath).read_text())):
+        prices.setdefault(row["symbol"], []).append(float(row["price"]))
+    returns = {s: [b / a - 1 for a, b in itertools.pairwise(p)] for s, p in prices.items()}
+    best = max(returns, key=lambda s: statistics.mean(returns[s]) / statistics.stdev(returns[s]))
+    assert done.output is not None
+    assert best in done.output.split("\n")[0]
+
+
+def test_exec(client: Client) -> None:
+    stdin = base64.b64encode(b"hello\n").decode()
+    request = ExecRequest(argv=("sh", "-c", "cat; echo oops >&2; id -u; exit 3"), stdin=stdin, memory_mb=256)
+    events = list(client.execute(request))
+    assert isinstance(events[0], ExecStarted)
+    output = {"stdout": b"", "stderr": b""}
+    for event in events:
+        if isinstance(event, ExecOutput):
+            output[event.stream] += base64.b64decode(event.data)
+    assert output == {"stdout": b"hello\n1000\n", "stderr": b"oops\n"}
+    assert isinstance(events[-1], ExecExit)
+    assert events[-1].code == 3
+
+
+def test_exec_past_its_time(client: Client) -> None:
+    events = list(client.execute(ExecRequest(argv=("sleep", "60"), timeout_s=1, memory_mb=256)))
+    assert isinstance(events[-1], ExecExit)
+    assert events[-1].timed_out
+
+
+def test_check(client: Client) -> None:
+    report = list(client.check())[-1]
+    assert isinstance(report, CheckReport)
+    assert report.ok, [s for s in report.steps if s.state == "failed"]
+    steps = {s.name: s for s in report.steps}
+    assert steps["boot"].data["boot_s"] > 0
+    assert 0 < steps["exec"].data["median_s"] < 30
+
+
+def started(client: Client, run: str) -> BoxBooted:
+    """Wait until the agent of the run's one stage is at work; its box."""
+    box = None
+    for event in client.events(run):
+        if isinstance(event.body, BoxBooted):
+            box = event.body
+        if isinstance(event.body, Telemetry) and box is not None:
+            return box
+    raise AssertionError(f"the run ended before its agent began: {client.run(run).trouble}")
+
+
+def ended(client: Client, run: str) -> RunRecord:
+    for _ in client.events(run):
+        pass
+    return client.run(run)
+
+
+def test_cancel_in_the_middle(client: Client, stocks: InputFile) -> None:
+    record = client.submit(RunSpec(stages=(stage("analyst"),), inputs={"stocks.csv": stocks}))
+    domain = started(client, record.id).facts.domain
+    client.cancel(record.id)
+    final = ended(client, record.id)
+    assert (final.state, final.stages["analyst"].state) == ("cancelled", "cancelled")
+    with pytest.raises(AssertionError, match="no QEMU"):
+        qemu_of(domain)
+
+
+def test_an_agent_past_its_time(client: Client, stocks: InputFile) -> None:
+    record = client.submit(RunSpec(stages=(stage("analyst", timeout_s=0.5),), inputs={"stocks.csv": stocks}))
+    trouble = ended(client, record.id).stages["analyst"].trouble
+    assert trouble is not None
+    assert (trouble.kind, trouble.cause) == ("limit", "time")
+
+
+def test_qemu_killed(client: Client, stocks: InputFile) -> None:
+    """The stage fails as lost; its sibling lives."""
+    spec = RunSpec(stages=(stage("victim"), stage("sibling")), inputs={"stocks.csv": stocks})
+    record = client.submit(spec)
+    for event in client.events(record.id):
+        if isinstance(event.body, BoxBooted) and event.stage == "victim":
+            os.kill(qemu_of(event.body.facts.domain), signal.SIGKILL)
+            break
+    final = ended(client, record.id)
+    trouble = final.stages["victim"].trouble
+    assert trouble is not None
+    assert trouble.kind == "provider"
+    assert trouble.cause in {"qemu-died", "vsock-died", "guest-agent-died"}
+    assert final.stages["sibling"].state == "succeeded", final.stages["sibling"].trouble
+
+
+def test_daemon_killed_in_the_middle(client: Client, home: Settings, stocks: InputFile) -> None:
+    """kill -9: the next daemon ends the run, keeps what was streamed, and sweeps box and processes."""
+    record = client.submit(RunSpec(stages=(stage("analyst"),), inputs={"stocks.csv": stocks}))
+    domain = started(client, record.id).facts.domain
+    before = len(list_events(client, record.id))
+    first = client.health().pid
+    qemu = qemu_of(domain)
+    os.kill(first, signal.SIGKILL)
+    final = ended(client, record.id)
+    assert final.trouble is not None
+    assert (final.state, final.trouble.cause) == ("failed", "daemon-died")
+    assert len(list_events(client, record.id)) >= before
+    client._connect()
+    client.gc()
+    until(lambda: not Path(f"/proc/{qemu}").exists() or zombie(qemu), 30)
+    until(lambda: not list((home.runtime / "b").glob("*")), 10)
+    assert client.health().pid != first
+    assert ended(client, client.submit(record.spec).id).state == "succeeded"
+
+
+def list_events(client: Client, run: str) -> list[Any]:
+    return (
+        client._open.get(f"/v1/runs/{run}/events", timeout=5).text.split("\n\n") if ended_now(client, run) else []
+    )
+
+
+def ended_now(client: Client, run: str) -> bool:
+    return client.run(run).finished_at is not None
