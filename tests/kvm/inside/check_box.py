@@ -60,7 +60,7 @@ async def test_files_go_in_and_out(shared: SharedBox) -> None:
 
 
 async def test_a_destroyed_box_leaves_nothing(
-    boxes: Boxes, shared: SharedBox, settings: Settings, hypervisor: Hypervisor
+    boxes: Boxes, shared: SharedBox, settings: Settings, hypervisor: Hypervisor, measured: list[str]
 ) -> None:
     """A second box has a CID of its own; after its end there is no QEMU, domain, file, listener or CID of it."""
     sockets = vsock_sockets()
@@ -74,10 +74,16 @@ async def test_a_destroyed_box_leaves_nothing(
         assert dirs.cache.is_dir()
         assert (await box.run(["true"], timeout_s=120)).exit_code == 0
         assert vsock_sockets() > sockets
+        began = anyio.current_time()
+    closed = anyio.current_time()
     # QEMU is dead; that libvirt has waited for it and forgotten its domain takes moments, and more in here.
     with anyio.fail_after(GONE_S):
         while qemu_of(box.id) is not None or box.id in {owned.name for owned in await hypervisor.owned()}:
             await anyio.sleep(0.1)
+    measured += [
+        f"second box: {box.facts.boot_s:.1f} s to the handshake; phases {box.phases}",
+        f"second box: closed after {closed - began:.1f} s, forgotten after {anyio.current_time() - began:.1f} s",
+    ]
     assert not dirs.runtime.exists()
     assert not dirs.cache.exists()
     assert vsock_sockets() == sockets

@@ -20,12 +20,18 @@ _measured = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Room for what the fixtures measure."""
+    """Room for what is measured."""
     config.stash[_measured] = []
 
 
+@pytest.fixture(scope="session")
+def measured(pytestconfig: pytest.Config) -> list[str]:
+    """Lines for the summary: figures of a doubly emulated box, which tell a slow machine from a slow product."""
+    return pytestconfig.stash[_measured]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Figures of a doubly emulated box; they tell a slow machine from a slow product."""
+    """Show them."""
     for line in config.stash[_measured]:
         terminalreporter.write_line(line)
 
@@ -53,12 +59,10 @@ async def hypervisor(settings: Settings, anyio_backend: str) -> AsyncIterator[Hy
 
 
 @pytest.fixture(scope="session")
-async def verdict(
-    settings: Settings, hypervisor: Hypervisor, image: images.Image, pytestconfig: pytest.Config
-) -> Verdict:
+async def verdict(settings: Settings, hypervisor: Hypervisor, image: images.Image, measured: list[str]) -> Verdict:
     """The probe's answer, found by a boot."""
     found = await probe_accelerator(settings, hypervisor, image)
-    pytestconfig.stash[_measured].append(f"probe: {found.accelerator} after {found.seconds:.1f} s, {found.reason}")
+    measured.append(f"probe: {found.accelerator} after {found.seconds:.1f} s, {found.reason}")
     return found
 
 
@@ -70,13 +74,13 @@ async def boxes(settings: Settings, hypervisor: Hypervisor, verdict: Verdict) ->
 
 
 @pytest.fixture(scope="session")
-async def shared(boxes: Boxes, pytestconfig: pytest.Config) -> AsyncIterator[SharedBox]:
+async def shared(boxes: Boxes, measured: list[str]) -> AsyncIterator[SharedBox]:
     """A box opened as any stage opens its own."""
     async with await boxes.open(memory_mb=MEMORY_MB, timeout_s=BOOT_S) as box:
         qemu = qemu_of(box.id)
         assert qemu is not None
         assert qemu.cid is not None
-        pytestconfig.stash[_measured] += [
+        measured += [
             f"box: {box.facts.boot_s:.1f} s to the handshake; phases {box.phases}",
             f"box: an empty request {await box.ping() * 1000:.0f} ms there and back",
         ]

@@ -5,11 +5,14 @@ Not for anything that changes with the checkout; that is the payload's.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +32,8 @@ PACKAGES = (
 )
 
 _BUILD_TIMEOUT_S = 420.0
+_UNUSED_S = 14 * 24 * 3600.0
+"""A root made for another release or recipe is removed when nobody has booted it for so long."""
 _FREE_MB = 512
 """Room left on the root disk for logs and the like; sparse, so it costs nothing."""
 
@@ -56,6 +61,11 @@ def outer_root(cache: Path) -> OuterRoot:
     sources = debian_sources()
     place = cache / f"root-{_key(sources)}"
     with filelock.FileLock(cache / "root.lock", timeout=_BUILD_TIMEOUT_S):
+        for left in cache.glob(".building-*"):
+            shutil.rmtree(left)  # nobody else builds while we hold the lock
+        for other in cache.glob("root-*"):
+            if other != place and time.time() - other.stat().st_mtime > _UNUSED_S:
+                shutil.rmtree(other, ignore_errors=True)
         if not place.is_dir():
             with tempfile.TemporaryDirectory(dir=cache, prefix=".building-") as building:
                 _build(Path(building), sources)
@@ -64,6 +74,7 @@ def outer_root(cache: Path) -> OuterRoot:
                 Path(building).rename(place)
                 # TemporaryDirectory wants something to remove.
                 Path(building).mkdir()
+        os.utime(place)
     return OuterRoot(place / "root.ext4", place / "vmlinuz", (place / "python").read_text().strip())
 
 
@@ -156,21 +167,37 @@ def run(argv: list[str], *, timeout_s: float, stdin: str = "") -> str:
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
     tool = next((word for word in argv if word not in {"unshare", "--map-root-user"}), argv[0])
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             argv,
-            input=stdin,
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=timeout_s,
             env=os.environ | {"PATH": path, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
-            check=False,
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise LaneError(f"The KVM lane needs `{argv[0]}`, which is not installed; run scripts/test-kvm.") from None
-    except subprocess.TimeoutExpired:
-        raise LaneError(f"`{tool}` did not end within {timeout_s:g} s.") from None
-    if done.returncode:
-        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-15:])
-        raise LaneError(f"`{tool}` failed with status {done.returncode}:\n{said}")
-    return done.stdout
+    with process:
+        try:
+            printed, complained = process.communicate(stdin, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise LaneError(f"`{tool}` did not end within {timeout_s:g} s.") from None
+        finally:
+            if process.poll() is None:
+                _end(process)
+    if process.returncode:
+        said = "\n".join((complained or printed).strip().splitlines()[-15:])
+        raise LaneError(f"`{tool}` failed with status {process.returncode}:\n{said}")
+    return printed
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a tool and all it started. mmdebstrap has mounts to undo, so it is asked first."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+            return
