@@ -280,6 +280,10 @@ class Running(Handler):
         """Move output to the host while there is output, credit and room."""
         fd = self._outputs.get(channel)
         while fd is not None:
+            if self._call.closed:  # it failed: nobody is left to send to
+                self._close_output(channel)
+                self._settle()
+                return
             room = self._call.room(channel)
             if not room:
                 self._loop.forget(fd)

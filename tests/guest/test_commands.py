@@ -245,6 +245,19 @@ async def test_orphans_are_reaped(tmp_path: Path) -> None:
         assert not [line for line in done.stdout.splitlines() if line.startswith(b"Z")]
 
 
+async def test_commands_that_fail_to_start_leave_nothing_in_the_agent(box: Box) -> None:
+    """No descriptor per failure, however it failed."""
+    count = ["sh", "-c", "ls /proc/$PPID/fd | wc -l"]
+    before = int((await box.run(count, cwd="/")).stdout)
+    for _ in range(5):
+        for argv, cwd in ((["no-such"], "/"), (["/etc/passwd"], "/"), (["true"], "/no/such")):
+            with pytest.raises(UserError):
+                await box.run(argv, cwd=cwd)
+        with pytest.raises(LimitExceeded):
+            await box.run(["yes"], cwd="/", max_output=1000)
+    assert int((await box.run(count, cwd="/")).stdout) == before
+
+
 async def test_losing_the_host_kills_everything(tmp_path: Path) -> None:
     """The connection ends: no command survives its box's agent."""
     async with guest_box(tmp_path) as box:
