@@ -1,4 +1,4 @@
-"""Kernels and modules, on synthetic files: what is taken apart here comes from packages, but must not be trusted."""
+"""Kernels and modules, on synthetic files: what comes from packages must not be trusted."""
 
 from __future__ import annotations
 
