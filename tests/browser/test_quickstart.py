@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def lab_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     cache = Settings.from_env().cache
     home = tmp_path_factory.mktemp("home")
     env = {"VOIDBOX_HOME": str(home), "VOIDBOX_CACHE": str(cache)}
-    settings = Settings.from_env(env)
+    settings = Settings.from_env(os.environ | env)
     images.resolve(settings)  # Unavailable here is a skip that says what to build
     yield env
     if settings.socket.exists():
@@ -37,7 +38,7 @@ def lab_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 def daemon(lab_env: dict[str, str]) -> Client:
     """A client of the daemon that the notebook started."""
-    return Client(Settings.from_env(lab_env), start=False)
+    return Client(Settings.from_env(os.environ | lab_env), start=False)
 
 
 def test_the_quickstart_streams_and_its_numbers_hold(
@@ -45,20 +46,24 @@ def test_the_quickstart_streams_and_its_numbers_hold(
 ) -> None:
     """Text and tool calls appear while the box works; the notebook's own check against pandas passes."""
     shutil.copy(NOTEBOOK, lab.directory / "quickstart.ipynb")
+    page.set_viewport_size({"width": 1180, "height": 860})
     open_and_run(page, lab.page("quickstart.ipynb"))
+    page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
     live = page.locator(".vbx[data-vbx=running]")
     live.locator(".vbx-text").first.wait_for(timeout=RUN_S)
     live.locator(".vbx-badge[data-kind=scripted]").wait_for()
     live.locator(".vbx-badge[data-kind=tcg], .vbx-badge[data-kind=kvm]").wait_for()
     live.locator(".vbx-tool").nth(1).wait_for(timeout=RUN_S)
     assert page.locator(".jp-InputPrompt", has_text="[*]").count() >= 1, "the cell is over already"
-    page.locator(".vbx").scroll_into_view_if_needed()
+    page.locator(".jp-Cell", has_text="%%voidbox stage").evaluate("cell => cell.scrollIntoView()")
     shots(page, "quickstart-live")
 
     page.locator(".vbx[data-vbx=succeeded] .vbx-answer table").wait_for(timeout=RUN_S)
     page.get_by_text("(pandas)").first.wait_for(timeout=60_000)
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
-    page.locator(".vbx").scroll_into_view_if_needed()
+    page.locator(".vbx-more > summary").click()
+    assert page.locator(".vbx-more .vbx-text").count() == 3, "the answer stands in the transcript, too"
+    page.locator(".jp-Cell", has_text="%%voidbox stage").evaluate("cell => cell.scrollIntoView()")
     shots(page, "quickstart")
     page.keyboard.press("Control+s")
     deadline = time.monotonic() + 30

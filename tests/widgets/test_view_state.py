@@ -248,3 +248,17 @@ def test_plain_lines_carry_no_control_codes(replay: ModuleType) -> None:
     for seq, body in enumerate(scenario(replay, "hostile"), 1):
         before, state = state, fold(state, Event(seq=seq, run="r1", at=100.0 + seq, stage="analyst", body=body))
         assert not any("\x1b" in line or "\x07" in line for line in plain.lines(before, state))
+
+
+def test_the_answer_is_not_said_twice() -> None:
+    """Agents end by saying their answer: the transcript leaves that to the answer below it."""
+    state = played(
+        [
+            AgentText(text="Looking."),
+            AgentText(text="It is 42.", block=1),
+            StageChanged(state="succeeded", output="It is 42.\n"),
+        ]
+    )
+    html = static_html.render(state, now=200)
+    assert html.count("It is 42.") == 1
+    assert "Looking." in html

@@ -83,7 +83,17 @@ def _head(stage: StageView, now: float) -> dict[str, Any]:
         "memory_title": f"Guest memory in use, of {stage.memory_total_kb / 1024:.0f} MB",
         "trouble": _message(stage.trouble),
         "answer": blocks(stage.output.text) if stage.output is not None else None,
+        "said": _said(stage),
     }
+
+
+def _said(stage: StageView) -> int | None:
+    """Key of the transcript's entry that is the answer, word for word: shown as the answer alone."""
+    if stage.output is None or not stage.entries:
+        return None
+    last = stage.entries[-1]
+    same = last.kind == "text" and last.text.text.strip() == stage.output.text.strip()
+    return last.key if same else None
 
 
 def _badges(stage: StageView) -> list[dict[str, str]]:
@@ -135,9 +145,8 @@ def _gap(stage: StageView) -> list[int]:
 
 
 def _trouble(trouble: Trouble | None, state: ViewState) -> str | None:
-    # A run's trouble usually repeats its stage's; once is enough.
-    said = {s.trouble.message for s in state.stages.values() if s.trouble}
-    return None if trouble is None or trouble.message in said else _message(trouble)
+    # A run's trouble says again, more vaguely, what its stages say; once is enough.
+    return None if any(s.trouble for s in state.stages.values()) else _message(trouble)
 
 
 def _message(trouble: Trouble | None) -> str | None:

@@ -110,6 +110,7 @@ function stageView() {
         put(gap, `… ${to - from} entries not shown …`);
         log.insertBefore(gap, nodes.get(to) ?? null);
       }
+      if (stage.said != null) nodes.get(stage.said)?.remove();
       show(log, nodes.size);
       put(trouble, stage.trouble ?? "");
       show(trouble, stage.trouble);
