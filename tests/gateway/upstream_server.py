@@ -131,7 +131,7 @@ async def bench(limits: Limits | None = None, library: Library | None = None) ->
             "OLLAMA_HOST": provider.url,
         }
     )
-    async with gateway, serving(provider, upstream), serving(gateway, front):
+    async with serving(provider, upstream), serving(gateway, front), gateway:
         yield Bench(gateway, provider, url, calls, keys)
     upstream.close()
     front.close()

@@ -80,7 +80,8 @@ class Gateway:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close connections to upstreams."""
+        """Shut every stage out and close connections to upstreams. Do it before its server stops: that waits."""
+        self._sessions.clear()
         if self._client is not None:
             client, self._client = self._client, None
             await client.aclose()

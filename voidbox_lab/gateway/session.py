@@ -63,10 +63,19 @@ class Sessions:
         """Forget `token` and cancel what is in flight under it."""
         live = self._by_digest.pop(_digest(token), None)
         if live is not None:
-            live.revoked = True
-            for scope in list(live.in_flight):
-                scope.cancel()
+            _end(live)
         return live
+
+    def clear(self) -> None:
+        """Forget all tokens and cancel what is in flight."""
+        while self._by_digest:
+            _end(self._by_digest.popitem()[1])
+
+
+def _end(live: Live) -> None:
+    live.revoked = True
+    for scope in list(live.in_flight):
+        scope.cancel()
 
 
 def _digest(token: str) -> bytes:
