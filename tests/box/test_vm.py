@@ -247,8 +247,11 @@ async def test_a_hog_is_killed_and_named_and_the_box_lives(fresh: Box) -> None:
 
 async def test_a_full_disk_is_a_limit(fresh: Box) -> None:
     """For put a typed error; for a command its own."""
-    free = (await sh(fresh, "df --output=avail -B1 /workspace | tail -1")).stdout
-    await sh(fresh, f"fallocate -l {int(free) - 2_000_000} /workspace/filler", user="root")
+    script = (
+        "import os\nfs = os.statvfs('/')\nfd = os.open('/workspace/filler', os.O_CREAT | os.O_WRONLY)\n"
+        "os.posix_fallocate(fd, 0, fs.f_bavail * fs.f_frsize - 2_000_000)"
+    )
+    assert (await fresh.run(["python3", "-c", script], user="root")).exit_code == 0
     with pytest.raises(LimitExceeded) as caught:
         await fresh.put(bytes(8_000_000), "/workspace/more")
     assert caught.value.limit == "disk"

@@ -115,7 +115,8 @@ class Boxes:
         """Boot a fresh box and put its policy in force.
 
         Args:
-            agents: names of further layers, e.g. ``claude-code``.
+            agents: agent CLIs to add as layers, e.g. ``claude-code``; fetched the first time, which
+                `timeout_s` does not cover.
             gateway_socket: the host UNIX socket behind ``127.0.0.1:8129`` in the box; None: no way out at all.
             timeout_s: from now to the handshake.
 
@@ -163,10 +164,7 @@ class Boxes:
     async def _image(self, name: str, agents: Sequence[str]) -> images.Image:
         found = await run_sync(images.resolve, self._settings, name)
         for agent in agents:
-            add = getattr(images, "add_agent", None)
-            if add is None:
-                raise Unavailable(f"This version cannot add the agent {agent!r} to an image.")
-            found = await run_sync(add, self._settings, found, agent)
+            found = await run_sync(images.add_agent, self._settings, found, agent)
         return found
 
 
