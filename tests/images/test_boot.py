@@ -26,7 +26,7 @@ BOOT_TIMEOUT_S = 90.0
 PROBE = r"""
 import ctypes, json, os, socket, subprocess
 def says(command):
-    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
     return (done.stdout + done.stderr).strip()
 owner = lambda p: [os.stat(p).st_uid, oct(os.stat(p).st_mode & 0o7777)]
 open("/workspace/written", "w").write("x" * 100000)
@@ -38,7 +38,8 @@ print("PROBE", json.dumps({
     "set_id": says("find /usr -perm /6000 | head"),
     "tools": [says(c) for c in ("jq -n 1+1", "awk 'BEGIN{print 6*7}'", "git --version | cut -c1-11",
                                 "curl --version | cut -c1-4 | head -1", "printf b | sed s/b/c/ | gzip | gunzip",
-                                "id -un 1000", "rg --version | cut -c1-7 | head -1", "cat /workspace/written | wc -c")],
+                                "id -un 1000", "rg --version | cut -c1-7 | head -1",
+                                "cat /workspace/written | wc -c")],
     "certificates": __import__("ssl").create_default_context().cert_store_stats()["x509_ca"] > 50,
     "cached": json.__cached__ and os.path.exists(json.__cached__),
     "dangling": says("find /usr/bin /usr/lib/x86_64-linux-gnu -xtype l | head"),
@@ -78,8 +79,8 @@ def boot(image: Image, directory: Path, layers: Sequence[Path], cmdline: str) ->
         for word in ("-drive", f"{drive},id=d{n}", "-device", f"virtio-blk-pci,drive=d{n}")
     ]
     command = [
-        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
-        "-M", "q35,usb=off,hpet=off", "-accel", "tcg", "-cpu", TCG_CPU, "-m", "256",
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-serial", "stdio", "-M", "q35,usb=off,hpet=off", "-accel", "tcg", "-cpu", TCG_CPU, "-m", "256",
         "-kernel", image.kernel, "-initrd", image.initrd, "-append", cmdline, *disks,
     ]  # fmt: skip
     done = subprocess.run(

@@ -36,7 +36,7 @@ for name in sys.stdin.read().split("\0"):
 
 
 def interpreter(tree: Path) -> list[str]:
-    """The command that starts the Python found in `tree` on the host, isolated.
+    """The command that starts the Python found in `tree` on the host; the working directory is not on its path.
 
     Raises:
         ProviderError: there is none.
@@ -45,12 +45,12 @@ def interpreter(tree: Path) -> list[str]:
         (tree / "usr" / "lib").glob("*-linux-gnu/ld-linux-*.so.*")
     )
     pythons = sorted(p for p in (tree / "usr" / "bin").glob("python3.*") if p.name[8:].isdigit())
+    # Inside the tree the loader may be a link to an absolute path, that is: to the host's.
+    loaders = [p for p in loaders if not p.is_symlink() or not str(p.readlink()).startswith("/")]
     if not loaders or not pythons:
         raise ProviderError("The image's tree has no Python or no dynamic loader; name python3 in its recipe.")
     libraries = [str(p) for p in sorted((tree / "usr" / "lib").glob("*-linux-gnu")) if p.is_dir()]
-    # Inside the tree the loader may be a link to an absolute path, that is: to the host's.
-    loader = next(p for p in loaders if not p.is_symlink() or not str(p.readlink()).startswith("/"))
-    return [str(loader), "--library-path", ":".join(libraries), str(pythons[-1]), "-I", "-S", "-B"]
+    return [str(loaders[0]), "--library-path", ":".join(libraries), str(pythons[-1]), "-P", "-s", "-S", "-B"]
 
 
 def compile_tree(tools_tree: Path, target: Path, below: str) -> int:
@@ -67,6 +67,7 @@ def compile_tree(tools_tree: Path, target: Path, below: str) -> int:
         if p.is_file() and not p.is_symlink()
     )
     command = [*interpreter(tools_tree), "-c", _PROGRAM, os.fspath(target)]
+    # Not -I: it would ignore the hash seed too, on which the order of a set constant in byte code depends.
     env = {
         "PYTHONHASHSEED": "0",
         "PYTHONHOME": str(tools_tree / "usr"),
@@ -75,12 +76,10 @@ def compile_tree(tools_tree: Path, target: Path, below: str) -> int:
     }
 
     def one(shard: int) -> None:
-        # -I ignores PYTHON* variables, the hash seed among them; the order of a set constant depends on it.
-        argv = [word for word in command if word != "-I"]
         part = "\0".join(names[shard::_SHARDS]).encode()
         try:
             done = subprocess.run(
-                argv, input=part, capture_output=True, env=env, timeout=_TIMEOUT_S, check=False, umask=0o022
+                command, input=part, capture_output=True, env=env, timeout=_TIMEOUT_S, check=False, umask=0o022
             )
         except subprocess.TimeoutExpired:
             raise tools.too_slow("python3", _TIMEOUT_S) from None
