@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.vm]
 
 
 async def test_the_probe_answers_kvm_by_booting(verdict: Verdict) -> None:
-    """Nobody chose, nothing was cached: the guest kernel came up under KVM within the product's own bound."""
+    """Nobody chose, nothing was cached: the guest kernel came up under KVM."""
     assert verdict.accelerator == "kvm", verdict.reason
     assert not verdict.cached
     assert "boots" in verdict.reason

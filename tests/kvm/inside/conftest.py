@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Generator
 
 import pytest
 
-from tests.kvm.inside.shared import BOOT_S, MEMORY_MB, SharedBox
+from tests.kvm.inside.shared import BOOT_S, MEMORY_MB, PROBE_S, SharedBox
 from tests.kvm.inside.witness import qemu_of
 from voidbox_lab import images
 from voidbox_lab.box import Boxes
@@ -61,7 +61,7 @@ async def hypervisor(settings: Settings, anyio_backend: str) -> AsyncIterator[Hy
 @pytest.fixture(scope="session")
 async def verdict(settings: Settings, hypervisor: Hypervisor, image: images.Image, measured: list[str]) -> Verdict:
     """The probe's answer, found by a boot."""
-    found = await probe_accelerator(settings, hypervisor, image)
+    found = await probe_accelerator(settings, hypervisor, image, timeout_s=PROBE_S)
     measured.append(f"probe: {found.accelerator} after {found.seconds:.1f} s, {found.reason}")
     return found
 
@@ -69,6 +69,8 @@ async def verdict(settings: Settings, hypervisor: Hypervisor, image: images.Imag
 @pytest.fixture(scope="session")
 async def boxes(settings: Settings, hypervisor: Hypervisor, verdict: Verdict) -> AsyncIterator[Boxes]:
     """The product's factory. The verdict comes first, so that the probe's check sees an uncached one."""
+    # Under emulation within emulation each box would take its whole bound to fail.
+    assert verdict.accelerator == "kvm", verdict.reason
     async with Boxes(settings, hypervisor) as made:
         yield made
 

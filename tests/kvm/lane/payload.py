@@ -82,11 +82,14 @@ def _sources(repo: Path) -> list[Path]:
 def _copy_image(settings: Settings, target: Path) -> None:
     """The default image's files and manifest, at the same places below `target` as in the cache."""
     image = images.resolve(settings)
+    name = image.digest.removeprefix("sha256:")
+    images_of = settings.cache / "images" / image.name
     files = [image.kernel, image.initrd, image.scratch, *(layer.path for layer in image.layers)]
-    named = settings.cache / "images" / image.name
-    files += [path for path in named.rglob("*") if path.is_file()]
+    files.append(images_of / name / "manifest.json")
     for file in files:
         place = target / file.relative_to(settings.cache)
         place.parent.mkdir(parents=True, exist_ok=True)
         # cp keeps the scratch template's holes; shutil would write 4 GB of zeros.
         run(["cp", "--sparse=always", "--preserve=mode,timestamps", str(file), str(place)], timeout_s=60)
+    # Written, not copied: a build that ends meanwhile makes another image the current one.
+    (target / images_of.relative_to(settings.cache) / "current").write_text(f"{name}\n", encoding="ascii")
