@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -168,7 +169,16 @@ def open_and_run() -> Callable[[Any, str], None]:
         page.goto(url)
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
         page.locator(".jp-Notebook .jp-Cell").first.click()
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        begun = page.locator(".jp-InputPrompt").filter(has_text=re.compile(r"\[(\*|\d+)\]"))
+        for _ in range(5):
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            # JupyterLab shows "idle" a moment before it takes requests, and then drops them in silence.
+            deadline = time.monotonic() + 6
+            while time.monotonic() < deadline:
+                if begun.count():
+                    return
+                time.sleep(0.1)
+        pytest.fail("JupyterLab executed nothing, asked five times")
 
     return run
