@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -24,7 +25,9 @@ def home_settings(home: Path) -> Settings:
 def settings() -> Iterator[Settings]:
     """A home for this session."""
     with tempfile.TemporaryDirectory(prefix="vbt") as home:
-        yield home_settings(Path(home))
+        settings = home_settings(Path(home))
+        yield settings
+        shutil.rmtree(settings.runtime)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from typing import Literal
 from xml.etree import ElementTree as ET
 
 from voidbox_lab.errors import ProviderError, Unavailable
-from voidbox_lab.machines import embed
+from voidbox_lab.machines import embed, reaper
 from voidbox_lab.machines.calls import call, detach, libvirt
 from voidbox_lab.settings import Settings
 
@@ -96,6 +96,7 @@ async def _open(settings: Settings, choice: Choice) -> Connection:
             embed.prepare(root, settings.cache)
         except OSError as error:
             raise Unavailable(f"The directory {root} cannot be prepared for libvirt: {error.strerror}.") from error
+        reaper.expect()
     handle = await _open_handle(choice.uri, root)
     try:
         emulator = await _emulator(handle)
@@ -131,19 +132,8 @@ async def _open_handle(uri: str, root: Path | None) -> libvirt.virConnect:
 
 
 async def _emulator(handle: libvirt.virConnect) -> Path:
-    try:
-        text = await call(
-            "find QEMU", PROBE_TIMEOUT_S, handle.getDomainCapabilities, None, "x86_64", "q35", "qemu", 0
-        )
-        path = ET.fromstring(text).findtext("path")  # noqa: S314 - libvirt's own answer
-    except ProviderError as error:
-        if error.cause == "timeout":
-            raise
-        raise Unavailable(
-            "There is no QEMU for x86-64 that libvirt can use; install it (Debian, Ubuntu: `apt install "
-            f"qemu-system-x86`). {error.message}",
-            cause="no-qemu",
-        ) from error
+    text = await call("find QEMU", PROBE_TIMEOUT_S, handle.getDomainCapabilities, None, "x86_64", "q35", "qemu", 0)
+    path = ET.fromstring(text).findtext("path")  # noqa: S314 - libvirt's own answer
     if not path:
         raise Unavailable("libvirt names no QEMU binary for x86-64; install qemu-system-x86.", cause="no-qemu")
     return Path(path)

@@ -11,7 +11,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 from voidbox_lab.errors import ProviderError, Unavailable
-from voidbox_lab.machines import loop, sweeping
+from voidbox_lab.machines import loop, reaper, sweeping
 from voidbox_lab.machines.calls import call, detach, libvirt
 from voidbox_lab.machines.capabilities import renounce_for_children
 from voidbox_lab.machines.connection import Connection, connect
@@ -179,6 +179,7 @@ class Hypervisor:
     def _create(self, xml: str, flags: int) -> libvirt.virDomain:
         """In a thread of its own, which the embedded driver forks QEMU from."""
         if self._connection.embedded:
+            reaper.expect()
             renounce_for_children()
         return self._connection.handle.createXML(xml, flags)
 

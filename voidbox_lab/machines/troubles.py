@@ -14,7 +14,7 @@ _QEMU = "install QEMU (Debian, Ubuntu: `apt install qemu-system-x86`)"
 _KVM = "set VOIDBOX_ACCEL=tcg, or give this user access to /dev/kvm"
 _MEMORY = "free memory on the host, or ask for a smaller box"
 _ACCESS = "give QEMU's user access to that file, or unset VOIDBOX_LIBVIRT_URI"
-_DAEMON = "start the libvirt daemon (virtqemud or libvirtd), or unset VOIDBOX_LIBVIRT_URI"
+_DAEMON = "start that libvirt daemon, join the group that may use it, or choose another by VOIDBOX_LIBVIRT_URI"
 _HOLDER = "another process of this user runs the boxes: stop it, or use it"
 
 # A fragment of libvirt's or QEMU's message in lower case; the error's type, its cause, and the fix.
@@ -30,8 +30,8 @@ _KNOWN: tuple[tuple[str, type[ProviderError], str, str], ...] = (
     ("domain type of 'kvm'", Unavailable, "no-kvm", _KVM),
     ("cannot allocate memory", ProviderError, "host-memory", _MEMORY),
     ("cannot set up guest memory", ProviderError, "host-memory", _MEMORY),
-    ("permission denied", Unavailable, "permission", _ACCESS),
     ("failed to connect socket", Unavailable, "no-daemon", _DAEMON),
+    ("permission denied", Unavailable, "permission", _ACCESS),
 )
 _SHOWN = 300
 
