@@ -417,6 +417,29 @@ async def test_concurrency_is_bounded_per_stage() -> None:
         assert statuses == [429, 200, 200, 200]
 
 
+async def test_the_bytes_a_stage_has_in_hand_are_bounded() -> None:
+    """Many large requests at once cannot fill the host's memory; afterwards the stage may ask again."""
+    go = anyio.Event()
+
+    async def answer(_: Seen, reply: Replier) -> None:
+        await go.wait()
+        await reply.json(ANSWER)
+
+    async with bench(Limits(stage_bytes=1_000_000)) as lab:
+        lab.provider.handler = answer
+        large = {**MESSAGE, "system": "x" * 600_000}
+        async with lab.client(lab.register("anthropic:m")) as client, anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: client.post("/v1/messages", json=large))
+            with anyio.fail_after(5):
+                while not lab.provider.seen:
+                    await anyio.sleep(0.01)
+            assert (await client.post("/v1/messages", json=large)).status_code == 429
+            go.set()
+            await lab.reported()
+            assert (await client.post("/v1/messages", json=large)).status_code == 200
+        assert lab.provider.seen[0].body["system"] == large["system"]
+
+
 async def test_a_redirect_is_not_followed(lab: Bench) -> None:
     """A key must not travel to another server."""
 

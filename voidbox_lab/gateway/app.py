@@ -27,6 +27,7 @@ from voidbox_lab.gateway import api as shapes
 from voidbox_lab.gateway.api import Api
 from voidbox_lab.gateway.exchange import Exchange
 from voidbox_lab.gateway.guard import guarded
+from voidbox_lab.gateway.jsonio import parse
 from voidbox_lab.gateway.keys import Keys
 from voidbox_lab.gateway.limits import Limits
 from voidbox_lab.gateway.scripted import Library, ScriptedUpstream
@@ -153,13 +154,27 @@ class Gateway:
                 f"The stage's model {model} is not reached by {request.url.path}; use an agent that speaks "
                 f"{' or '.join(sorted(_SPOKEN[model.provider]))}.",
             )
-        if len(live.in_flight) >= self._limits.concurrent:
-            raise _Refused(
-                429,
-                f"This stage has {self._limits.concurrent} model requests in flight already; wait for one to end.",
-                **{"retry-after": "1"},
-            )
-        body = await self._body(request)
+        if live.requests >= self._limits.concurrent:
+            raise _busy(f"{self._limits.concurrent} model requests")
+        hold = _Hold(live)
+        try:
+            body = await self._body(request, hold)
+            await self._carry(request, live, api, body, hold.size, count_only=count_only, send=send)
+        finally:
+            hold.release()
+
+    async def _carry(
+        self,
+        request: Request,
+        live: Live,
+        api: Api,
+        body: dict[str, Any],
+        size: int,
+        *,
+        count_only: bool,
+        send: Send,
+    ) -> None:
+        model = live.session.model
         try:
             body = guarded(api, body)
         except UserError as e:
@@ -167,13 +182,13 @@ class Gateway:
         body["model"] = model.name
         if count_only and model.provider != "anthropic":
             # The others cannot count; an estimate at four characters a token serves its one use, compaction.
-            estimate = json.dumps({"input_tokens": max(1, len(json.dumps(body)) // 4)}).encode()
+            estimate = json.dumps({"input_tokens": max(1, size // 4)}).encode()
             await Response(estimate, media_type="application/json")(request.scope, request.receive, send)
             return
         exchange = Exchange(
             id="req-" + secrets.token_hex(8),
             live=live,
-            ask=Ask(api, body, dict(request.headers), count_only=count_only),
+            ask=Ask(api, body, dict(request.headers), size, count_only=count_only),
             upstream=self._upstream(live, api),
             limits=self._limits,
             receive=request.receive,
@@ -195,7 +210,7 @@ class Gateway:
             return TranslatedUpstream(http, openai_itself="api.openai.com" in session.keys.base_url(session.model))
         return http
 
-    async def _body(self, request: Request) -> dict[str, Any]:
+    async def _body(self, request: Request, hold: _Hold) -> dict[str, Any]:
         limit = self._limits.request_bytes
         too_large = _Refused(413, f"The request is larger than {limit} bytes.")
         if request.headers.get("content-encoding", "identity") != "identity":
@@ -210,10 +225,12 @@ class Gateway:
                     data += chunk
                     if len(data) > limit:
                         raise too_large
+                    if hold.add(len(chunk)) > self._limits.stage_bytes:
+                        raise _busy(f"{self._limits.stage_bytes} bytes of requests")
         except TimeoutError as e:
             raise _Refused(408, f"The request was not complete within {self._limits.receive_s:g} s.") from e
         try:
-            body = json.loads(bytes(data))
+            body = await parse(bytes(data))
         except (ValueError, RecursionError) as e:
             raise _Refused(400, "The request is not JSON.") from e
         if not isinstance(body, dict):
@@ -229,6 +246,28 @@ class Gateway:
         except Exception:
             # The answer has gone out; a failing listener must not turn it into a failed request.
             log.exception("a model call of %s/%s could not be recorded", session.run, session.stage)
+
+
+class _Hold:
+    """What a request takes up of its stage's share, until it is released."""
+
+    def __init__(self, live: Live) -> None:
+        self._live, self.size = live, 0
+        live.requests += 1
+
+    def add(self, count: int) -> int:
+        """Take `count` more bytes; returns what the stage holds in all."""
+        self.size += count
+        self._live.bytes_held += count
+        return self._live.bytes_held
+
+    def release(self) -> None:
+        self._live.requests -= 1
+        self._live.bytes_held -= self.size
+
+
+def _busy(what: str) -> _Refused:
+    return _Refused(429, f"This stage has {what} in flight already; wait for one to end.", **{"retry-after": "1"})
 
 
 def _key(session: StageSession) -> str | None:

@@ -115,6 +115,8 @@ class Exchange:
             log.warning("request %s: the guest read nothing for %g s", self.id, self.limits.idle_s)
         except OSError:
             self._finished = True
+        except RecursionError:
+            await self._fail(400, "The request is nested too deeply.")
         except Exception:
             log.exception("request %s failed", self.id)
             self.live.trouble = ProviderError("The gateway failed; its log says more.", cause="gateway")

@@ -14,7 +14,9 @@ class Limits:
     response_bytes: int = 64 << 20
     """Largest answer that does not stream, and largest stream."""
     concurrent: int = 16
-    """Requests of one stage in flight; more are answered 429."""
+    """Requests of one stage at the same time, those still being received included; more are answered 429."""
+    stage_bytes: int = 64 << 20
+    """Bytes of request bodies that one stage may have in hand at the same time; more are answered 429."""
     receive_s: float = 60.0
     """Until a guest has sent its whole request."""
     connect_s: float = 10.0

@@ -35,6 +35,10 @@ class Live:
     in_flight: set[CancelScope] = field(default_factory=set)
     calls: int = 0
     """Model requests begun so far."""
+    requests: int = 0
+    """Requests now, those still being received included."""
+    bytes_held: int = 0
+    """Bytes of their bodies."""
     revoked: bool = False
     trouble: VoidboxError | None = None
     """Why the latest model request failed on the host's side; None after one that succeeded."""

@@ -5,7 +5,6 @@ An `Answer` is the same for a real server, a translated one and a scripted one; 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -18,6 +17,7 @@ import httpx
 from voidbox_lab import __version__
 from voidbox_lab.errors import ProviderError
 from voidbox_lab.gateway.api import Api
+from voidbox_lab.gateway.jsonio import dump
 from voidbox_lab.gateway.keys import Keys
 from voidbox_lab.gateway.limits import Limits
 from voidbox_lab.spec import Model
@@ -53,6 +53,8 @@ class Ask:
     api: Api
     body: dict[str, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
+    size: int = 0
+    """Bytes of the request as it came."""
     count_only: bool = False
     """Count the tokens, do not answer."""
 
@@ -130,7 +132,7 @@ class HttpUpstream:
             endpoint(self._keys.base_url(self._model), self._model.provider, ask.api, count_only=ask.count_only)
         )
         request = self._client.build_request(
-            "POST", url, content=json.dumps(ask.body).encode(), headers=self._headers(ask)
+            "POST", url, content=await dump(ask.body, ask.size), headers=self._headers(ask)
         )
         where = f"{url.host}:{url.port}" if url.port else url.host
         try:
