@@ -71,8 +71,8 @@ def _read(path: Path) -> Any:
         return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     except OSError as e:
         raise UserError(f"The notebook {path} cannot be read ({e.strerror}); check the path.") from e
-    except nbformat.reader.NotJSONError as e:
-        raise UserError(f"{path} is not a notebook (not JSON); give a .ipynb file.") from e
+    except (nbformat.ValidationError, ValueError, KeyError, AttributeError) as e:
+        raise UserError(f"{path} is not a notebook; give a .ipynb file.") from e
 
 
 def _execute(book: Any, path: Path, timeout: float) -> CommandFailed | LimitExceeded | ProviderError | None:
