@@ -23,7 +23,14 @@ from voidbox_lab.spec.digest import digest_bytes
 _HERE = Path(__file__).parent
 GUEST_CODE = "usr/lib/voidbox"
 _APPLETS = ("sh", "mount", "insmod", "switch_root", "poweroff")
-_LAUNCHER = '#!/bin/sh\nPYTHONPATH=/usr/lib/voidbox exec /usr/bin/python3 -S -m lab_agent "$@"\n'
+_LAUNCHER = f"""#!/usr/bin/python3 -IS
+import os, sys
+sys.path.insert(0, "/{GUEST_CODE}")
+from lab_agent.main import main
+os._exit(main(sys.argv[1:], dict(os.environ), sys.stdin.buffer, sys.stdout.buffer))
+"""
+"""``/usr/bin/lab-agent``: isolated, so that neither the work directory nor PYTHONPATH decides what it imports, and
+nothing of its own path reaches the programs it starts."""
 
 
 def how(*modules: str) -> str:
