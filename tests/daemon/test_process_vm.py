@@ -19,21 +19,53 @@ import pytest
 from voidbox_lab import images
 from voidbox_lab.client import Client
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import InputFile, Model, RunRecord, RunSpec, Stage, VoidBoxSpec
+from voidbox_lab.spec import InputFile, Model, RunRecord, RunSpec, Stage, Trouble, VoidBoxSpec
 from voidbox_lab.spec.api import CheckReport, ExecExit, ExecOutput, ExecRequest, ExecStarted
-from voidbox_lab.spec.events import BoxBooted, ModelCall, StageChanged, Telemetry, ToolResult
+from voidbox_lab.spec.events import BoxBooted, Event, ModelCall, StageChanged, Telemetry, ToolResult
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 
+SCRIPTS = {
+    # Has the kernel choose the agent itself when the box's memory is gone, then takes it all.
+    "hog": """
+description: Uses up the box's memory.
+turns:
+  - say: I take it all.
+    use:
+      - shell: |
+          echo 1000 > /proc/$PPID/oom_score_adj
+          python3 -c '[b"x" * (1 << 20) for _ in range(2000)]'
+  - say: Still here.
+""",
+    "suicide": """
+description: Kills its own agent.
+turns:
+  - say: Good-bye.
+    use:
+      - shell: kill -9 $PPID
+  - say: Still here.
+""",
+}
+"""Scripted models of this module."""
+
+
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A home of this module's own over the shared cache, with the image built."""
     cache = Settings.from_env().cache
     root = tmp_path_factory.mktemp("house")
+    scripts = root / "scripts"
+    scripts.mkdir()
+    for name, text in SCRIPTS.items():
+        (scripts / f"{name}.yaml").write_text(text)
+    # The daemon reads it from the environment it is started with.
+    patch = pytest.MonkeyPatch()
+    patch.setenv("VOIDBOX_SCRIPTS", str(scripts))
     settings = Settings.from_env({**os.environ, "VOIDBOX_HOME": str(root), "VOIDBOX_CACHE": str(cache)}).prepare()
     images.build(settings)
-    return settings
+    yield settings
+    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -154,14 +186,15 @@ def test_check(client: Client) -> None:
     assert 0 < steps["exec"].data["median_s"] < 30
 
 
-def started(client: Client, run: str) -> BoxBooted:
-    """Wait until the agent of the run's one stage is at work; its box."""
-    box = None
+def at_work(client: Client, run: str) -> tuple[str, list[Event]]:
+    """Wait until the agent of the run's one stage is at work; its box, and the events so far."""
+    seen, domain = [], None
     for event in client.events(run):
+        seen.append(event)
         if isinstance(event.body, BoxBooted):
-            box = event.body
-        if isinstance(event.body, Telemetry) and box is not None:
-            return box
+            domain = event.body.facts.domain
+        if isinstance(event.body, Telemetry) and domain is not None:
+            return domain, seen
     raise AssertionError(f"the run ended before its agent began: {client.run(run).trouble}")
 
 
@@ -173,7 +206,7 @@ def ended(client: Client, run: str) -> RunRecord:
 
 def test_cancel_in_the_middle(client: Client, stocks: InputFile) -> None:
     record = client.submit(RunSpec(stages=(stage("analyst"),), inputs={"stocks.csv": stocks}))
-    domain = started(client, record.id).facts.domain
+    domain, _ = at_work(client, record.id)
     client.cancel(record.id)
     final = ended(client, record.id)
     assert (final.state, final.stages["analyst"].state) == ("cancelled", "cancelled")
@@ -186,6 +219,40 @@ def test_an_agent_past_its_time(client: Client, stocks: InputFile) -> None:
     trouble = ended(client, record.id).stages["analyst"].trouble
     assert trouble is not None
     assert (trouble.kind, trouble.cause) == ("limit", "time")
+
+
+def trouble_of(client: Client, *stages: Stage) -> Trouble:
+    record = client.submit(RunSpec(stages=stages))
+    trouble = ended(client, record.id).trouble
+    assert trouble is not None, client.run(record.id)
+    return trouble
+
+
+def test_a_box_out_of_memory(client: Client) -> None:
+    trouble = trouble_of(client, stage("hog", "scripted:hog", memory_mb=256))
+    assert (trouble.kind, trouble.cause) == ("limit", "memory"), trouble
+    assert "256 MiB" in trouble.message
+
+
+def test_an_agent_that_dies(client: Client) -> None:
+    trouble = trouble_of(client, stage("dies", "scripted:suicide"))
+    assert (trouble.kind, trouble.cause) == ("command", "agent-failed"), trouble
+    assert "signal 9" in trouble.message
+
+
+def test_a_model_that_is_down(client: Client) -> None:
+    """The agent fails for want of its model: the provider's trouble, said as such."""
+    trouble = trouble_of(client, stage("down", "scripted:down", timeout_s=120))
+    assert trouble.kind == "provider", trouble
+
+
+def test_a_later_stage_reads_the_earlier_ones_answer(client: Client) -> None:
+    second = Stage(box=stage("second", "scripted:echo").box, needs=("first",))
+    record = client.submit(RunSpec(stages=(stage("first", "scripted:echo"), second)))
+    final = ended(client, record.id)
+    assert final.state == "succeeded", final.trouble
+    assert final.result is not None
+    assert "/workspace/input/first.md" in final.result
 
 
 def test_qemu_killed(client: Client, stocks: InputFile) -> None:
@@ -207,28 +274,17 @@ def test_qemu_killed(client: Client, stocks: InputFile) -> None:
 def test_daemon_killed_in_the_middle(client: Client, home: Settings, stocks: InputFile) -> None:
     """kill -9: the next daemon ends the run, keeps what was streamed, and sweeps box and processes."""
     record = client.submit(RunSpec(stages=(stage("analyst"),), inputs={"stocks.csv": stocks}))
-    domain = started(client, record.id).facts.domain
-    before = len(list_events(client, record.id))
+    domain, seen = at_work(client, record.id)
     first = client.health().pid
     qemu = qemu_of(domain)
     os.kill(first, signal.SIGKILL)
     final = ended(client, record.id)
     assert final.trouble is not None
     assert (final.state, final.trouble.cause) == ("failed", "daemon-died")
-    assert len(list_events(client, record.id)) >= before
+    assert list(client.events(record.id))[: len(seen)] == seen
     client._connect()
     client.gc()
     until(lambda: not Path(f"/proc/{qemu}").exists() or zombie(qemu), 30)
     until(lambda: not list((home.runtime / "b").glob("*")), 10)
     assert client.health().pid != first
     assert ended(client, client.submit(record.spec).id).state == "succeeded"
-
-
-def list_events(client: Client, run: str) -> list[Any]:
-    return (
-        client._open.get(f"/v1/runs/{run}/events", timeout=5).text.split("\n\n") if ended_now(client, run) else []
-    )
-
-
-def ended_now(client: Client, run: str) -> bool:
-    return client.run(run).finished_at is not None

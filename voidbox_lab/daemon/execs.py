@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, Literal
+from collections.abc import AsyncIterable
+from typing import Literal
 
 import anyio
 
 from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.streams import Sender
+from voidbox_lab.engine.ports import Box
 from voidbox_lab.engine.stage import CLOSE_S, GRACE_S, first_error
 from voidbox_lab.errors import LimitExceeded, UserError
 from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted
@@ -39,7 +41,7 @@ async def execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
                 await box.close()
 
 
-async def _run(box: Any, request: ExecRequest, stdin: bytes | None, send: Sender) -> None:
+async def _run(box: Box, request: ExecRequest, stdin: bytes | None, send: Sender) -> None:
     with anyio.move_on_after(request.timeout_s + GRACE_S) as scope:
         process = await box.start_exec(
             list(request.argv),
@@ -63,13 +65,16 @@ async def _run(box: Any, request: ExecRequest, stdin: bytes | None, send: Sender
             unit="s",
             source="request",
         )
-    await send(
-        "exit",
-        ExecExit(code=ended.code, signal=ended.signal, timed_out=ended.timed_out, duration_s=ended.duration_s),
-        None,
+    how = ExecExit(
+        code=ended.code,
+        signal=ended.signal,
+        timed_out=ended.timed_out,
+        oom=ended.oom,
+        duration_s=ended.duration_s,
     )
+    await send("exit", how, None)
 
 
-async def _copy(stream: Any, name: Literal["stdout", "stderr"], send: Sender) -> None:
+async def _copy(stream: AsyncIterable[bytes], name: Literal["stdout", "stderr"], send: Sender) -> None:
     async for chunk in stream:
         await send("output", ExecOutput(stream=name, data=base64.b64encode(chunk).decode()), None)

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -62,7 +63,7 @@ def read_settings(arguments: list[str]) -> Settings:
     parser.add_argument("--accel", choices=get_args(AccelChoice), default=given.accel)
     parser.add_argument("--vsock", choices=get_args(VsockChoice), default=given.vsock)
     parser.add_argument("--libvirt-uri", default=given.libvirt_uri)
-    return Settings(**vars(parser.parse_args(arguments)))
+    return replace(given, **vars(parser.parse_args(arguments)))
 
 
 def idle_from_env(env: Any) -> float:

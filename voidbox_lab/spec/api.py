@@ -70,6 +70,8 @@ class ExecExit(Frozen):
     code: int | None
     signal: int | None = None
     timed_out: bool = False
+    oom: bool = False
+    """The guest's kernel killed one of its processes for want of memory."""
     duration_s: float
 
 
