@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 
+import voidbox_lab
 from voidbox_lab.images import Image, initramfs
 from voidbox_lab.machines import BoxDirs, Disk, MachineSpec, Owner, claim
 from voidbox_lab.settings import Settings
@@ -82,6 +84,13 @@ def make_spec(
         accelerator="tcg",
         owner=owner,
     )
+
+
+def child_environ(**changes: str) -> dict[str, str]:
+    """An environment in which another Python finds this very package."""
+    root = str(Path(voidbox_lab.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path} | changes
 
 
 def descriptors() -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import voidbox_lab
+from . import guests
 
 PROGRAM = """
 import os, subprocess, sys, time
@@ -49,10 +49,9 @@ def test_only_orphaned_qemus_are_reaped(tmp_path: Path) -> None:
     assert sleep
     for name in ("qemu-test", "something"):
         shutil.copy(sleep, tmp_path / name)
-    environ = os.environ | {"PYTHONPATH": str(Path(voidbox_lab.__file__).parent.parent)}
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "qemu-test"), str(tmp_path / "something")],
-        env=environ,
+        env=guests.child_environ(),
         capture_output=True,
         text=True,
         timeout=30,

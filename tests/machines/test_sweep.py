@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-import voidbox_lab
 from voidbox_lab.images import Image
 from voidbox_lab.machines import BoxDirs, Owner, claim
 from voidbox_lab.settings import Settings
@@ -53,12 +52,7 @@ def home(image: Image) -> Iterator[Home]:
     """Like a user's first day; at its end no process of it runs."""
     with tempfile.TemporaryDirectory(prefix="vbt") as directory:
         settings = home_settings(Path(directory))
-        root = str(Path(voidbox_lab.__file__).parent.parent)
-        environ = os.environ | {
-            "VOIDBOX_HOME": directory,
-            "VOIDBOX_CACHE": str(settings.cache),
-            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-        }
+        environ = guests.child_environ(VOIDBOX_HOME=directory, VOIDBOX_CACHE=str(settings.cache))
         home = Home(settings, environ, [])
         yield home
         for process in home.running:
