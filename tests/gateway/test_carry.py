@@ -96,7 +96,7 @@ async def test_streams_pass_unbuffered(lab: Bench) -> None:
     async def answer(_: Seen, reply: Replier) -> None:
         await reply.start()
         await reply.chunk({"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}})
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await got_first.wait()
         await reply.chunk({"type": "message_delta", "usage": {"output_tokens": 42}})
         await reply.chunk({"type": "message_stop"}, last=True)
@@ -135,7 +135,7 @@ async def test_a_client_that_hangs_up_closes_the_upstream_at_once(lab: Bench) ->
         client.stream("POST", "/v1/messages", json={**MESSAGE, "stream": True}) as r,
     ):
         await anext(r.aiter_raw())
-    with anyio.fail_after(2):
+    with anyio.fail_after(20):
         await closed.wait()
     assert (await lab.reported()).cost_usd is None
 
@@ -154,7 +154,7 @@ async def test_hanging_up_before_the_first_byte(lab: Bench) -> None:
         tasks.start_soon(lambda: client.post("/v1/messages", json=MESSAGE))
         await asked.wait()
         tasks.cancel_scope.cancel()
-    with anyio.fail_after(2):
+    with anyio.fail_after(20):
         await closed.wait()
     assert (await lab.reported()).status == 0
 
@@ -180,7 +180,7 @@ async def test_revoking_ends_calls_in_flight_and_bars_new_ones(lab: Bench, strea
         responses.append(await client.post("/v1/messages", json={**MESSAGE, "stream": streams}))
 
     async with lab.client(token) as client:
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(ask, client)
                 await asked.wait()
@@ -359,7 +359,7 @@ async def test_every_wait_is_bounded(first_byte_s: float, idle_s: float, status:
         begun = time.monotonic()
         async with lab.client(lab.register("anthropic:m")) as client:
             r = await client.post("/v1/messages", json={**MESSAGE, "stream": True})
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 4.5
         assert r.status_code == status
         assert "0.1 s" in r.text
 
@@ -402,7 +402,7 @@ async def test_concurrency_is_bounded_per_stage() -> None:
                 statuses.append((await client.post("/v1/messages", json=MESSAGE)).status_code)
 
         first, second = lab.register("anthropic:m"), lab.register("anthropic:m", stage="other")
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 for _ in range(2):
                     tasks.start_soon(ask, first)
@@ -430,7 +430,7 @@ async def test_the_bytes_a_stage_has_in_hand_are_bounded() -> None:
         large = {**MESSAGE, "system": "x" * 600_000}
         async with lab.client(lab.register("anthropic:m")) as client, anyio.create_task_group() as tasks:
             tasks.start_soon(lambda: client.post("/v1/messages", json=large))
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 while not lab.provider.seen:
                     await anyio.sleep(0.01)
             assert (await client.post("/v1/messages", json=large)).status_code == 429

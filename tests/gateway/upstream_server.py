@@ -106,7 +106,7 @@ class Bench:
 
     async def reported(self, count: int = 1) -> ModelCall:
         """The latest call, once `count` have been reported; the client may be ahead of the report."""
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while len(self.calls) < count:
                 await anyio.sleep(0.005)
         return self.calls[-1][1]

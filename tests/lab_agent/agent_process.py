@@ -66,7 +66,7 @@ class Place:
 
     async def run(self, model: str, prompt: str, *options: str, stdin: bytes = b"") -> Ended:
         """Run it to its end."""
-        with anyio.fail_after(30):
+        with anyio.fail_after(90):
             done = await anyio.run_process(
                 self.argv(prompt, *options), env=self.env(model), cwd=self.home, input=stdin, check=False
             )

@@ -144,7 +144,7 @@ async def test_what_cannot_get_better_is_not_retried(tmp_path: Path) -> None:
         assert (unknown.code, len(p.calls)) == (1, 1)
         p.url = "ftp://127.0.0.1"
         no_url = await p.run("scripted:echo", "go")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     assert "no scripted model" in unknown.result["result"]
     assert "not an http:// URL" in no_url.result["result"]
 
@@ -191,7 +191,7 @@ async def test_sigterm(tmp_path: Path) -> None:
     marker = tmp_path / "started"
     async with place(tmp_path) as p:
         process = await p.start("scripted:shell", f"```\ntouch {marker}; sleep 1000\n```")
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while not marker.exists():
                 await anyio.sleep(0.02)
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -212,7 +212,7 @@ async def test_sigterm_while_the_model_hangs(tmp_path: Path) -> None:
     async with place(tmp_path) as p:
         process = await p.start("scripted:hang", "go")
         assert process.stdout is not None
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await process.stdout.receive()  # init
             await anyio.sleep(0.2)
             process.terminate()
@@ -227,7 +227,7 @@ async def test_nobody_reads(tmp_path: Path) -> None:
     """A closed pipe ends it quietly."""
     async with place(tmp_path) as p:
         pipeline = ["bash", "-c", '"$@" | head -n 1 > /dev/null; echo ${PIPESTATUS[0]}', "_", *p.argv("go")]
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             done = await anyio.run_process(pipeline, env=p.env("scripted:slow"), cwd=tmp_path)
     assert (done.stdout, done.stderr) == (b"1\n", b"")
 

@@ -40,7 +40,7 @@ def test_bash_is_bounded_in_time_and_leaves_nothing(call: Callable[..., Any]) ->
     """The whole process group goes."""
     begun = time.monotonic()
     text, is_error = call("bash", command="sleep 1000 & echo $!; sleep 1000", timeout_s=1)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 4.5
     assert is_error
     assert "longer than 1 s" in text
     child = int(text.split()[0])
@@ -58,7 +58,7 @@ def test_bash_does_not_wait_for_what_it_left_in_the_background(call: Callable[..
     """A server started by the agent may hold the pipe."""
     begun = time.monotonic()
     text, is_error = call("bash", command="sleep 5 & echo $!")
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 4.5
     assert not is_error
     os.kill(int(text), 9)
 
