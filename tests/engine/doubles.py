@@ -120,7 +120,7 @@ class FakeBoxes:
     opened: int = 0
     closed: int = 0
     most: int = 0
-    boxes: list[FakeBox] = field(default_factory=list)
+    boxes_: list[FakeBox] = field(default_factory=list)
     execs: list[tuple[FakeBox, Sequence[str], dict[str, Any]]] = field(default_factory=list)
     fail: Exception | None = None
 
@@ -129,7 +129,7 @@ class FakeBoxes:
             raise self.fail
         self.opened += 1
         box = FakeBox(self, memory_mb)
-        self.boxes.append(box)
+        self.boxes_.append(box)
         self.most = max(self.most, self.opened - self.closed)
         try:
             await anyio.sleep(0.01)

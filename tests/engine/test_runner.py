@@ -149,7 +149,7 @@ async def test_cancel_keeps_what_was_streamed_and_closes_the_box(lab: Any) -> No
         assert record.stages["a"].trouble is not None
         assert record.stages["a"].trouble.kind == "cancelled"
         assert any(isinstance(e.body, AgentText) for e in await it.events(record.id))
-        assert it.boxes.boxes[0].closed
+        assert it.boxes.boxes_[0].closed
 
 
 async def test_an_agent_past_its_time_is_a_time_limit(lab: Any) -> None:

@@ -1,0 +1,161 @@
+"""`VoidBox` and `Run`: declared, run sync and async, seen as frames. The daemon is real, its boxes are not."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.daemon.conftest import house, settings
+from voidbox_lab import CommandFailed, LimitExceeded, Run, Skill, UserError, VoidBox
+from voidbox_lab.api import named
+from voidbox_lab.errors import ProviderError
+from voidbox_lab.observe.frames import STAGE_COLUMNS
+from voidbox_lab.spec import Model, Tokens
+from voidbox_lab.spec.events import ModelCall
+
+__all__ = ["house", "settings"]
+
+
+def test_a_declaration(tmp_path: Path) -> None:
+    path = tmp_path / "SKILL.md"
+    path.write_text("---\nname: adding\ndescription: how to add\n---\nAdd.\n")
+    box = VoidBox("analyst", prompt="p", skills=[path, Skill(name="s", description="", body="b")], memory_mb=256)
+    assert [s.name for s in box.spec.skills] == ["adding", "s"]
+    assert box.spec.model == Model.parse("scripted:quickstart")
+    assert repr(box) == "<VoidBox analyst · scripted:quickstart · skills: adding, s · 256 MiB>"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"memory_mb": 1}, "memory_mb"),
+        ({"model": "gpt"}, "PROVIDER:NAME"),
+        ({"colour": "red"}, "colour"),
+        ({"skills": ["nowhere.md"]}, r"nowhere\.md"),
+        ({"timeout_s": 0}, "timeout_s"),
+    ],
+)
+def test_what_cannot_be_declared(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        VoidBox("analyst", prompt="p", **options)
+
+
+def test_inputs_by_name(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.csv", tmp_path / "sub" / "a.csv"
+    b.parent.mkdir()
+    for path in (a, b):
+        path.write_text("x")
+    assert named(None) == {}
+    assert named(str(a)) == {"a.csv": a}
+    assert named({"x.csv": b"1", "y.csv": a}) == {"x.csv": b"1", "y.csv": a}
+    for wrong, says in (
+        (b"1", "file name"),
+        ([a, b], "Two inputs"),
+        (tmp_path, "directory"),
+        ("no.csv", "no input"),
+    ):
+        with pytest.raises(UserError, match=says):
+            named(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.anyio
+async def test_arun(house: Any) -> None:
+    run = await VoidBox("one", prompt="p").arun({"x.csv": b"a,b\n"}, settings=house.settings)
+    assert (run.state, run.result, run.stages["one"].output) == ("succeeded", "one done", "one done")
+    assert run.check() is run
+    assert house.backend.boxes_[0].files["/workspace/input/x.csv"] == b"a,b\n"
+    assert run.spec.inputs["x.csv"].size == 4
+
+
+@pytest.mark.anyio
+async def test_run_blocks_inside_a_running_loop(house: Any) -> None:
+    """As in a notebook cell: `run` in a thread that has a running loop (not the daemon's, here)."""
+
+    async def cell() -> Run:
+        return VoidBox("one", prompt="p").run(settings=house.settings)
+
+    run = await anyio.to_thread.run_sync(lambda: asyncio.run(cell()))
+    assert run.state == "succeeded"
+    plain = await anyio.to_thread.run_sync(lambda: VoidBox("two", prompt="p").run(settings=house.settings))
+    assert plain.result == "two done"
+
+
+@pytest.mark.anyio
+async def test_cancelling_the_awaiting_task_cancels_the_run(house: Any) -> None:
+    task = asyncio.create_task(VoidBox("slow", prompt="p").arun(settings=house.settings))
+    with anyio.fail_after(10):
+        while not house.daemon.runner.active:
+            await anyio.sleep(0.02)
+    (run_id,) = house.daemon.runner.active
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await house.daemon.runner.finished(run_id, 5)
+    assert (await house.client.run(run_id)).state == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_a_failed_run_is_a_run(house: Any) -> None:
+    from tests.engine.doubles import FakeExit
+
+    house.backend.scripts["one"] = [("exit", FakeExit(code=2))]
+    run = await VoidBox("one", prompt="p").arun(settings=house.settings)
+    assert run.state == "failed"
+    assert run.trouble is not None
+    with pytest.raises(CommandFailed, match="exit code 2") as caught:
+        run.check()
+    assert caught.value.exit_code == 2
+    house.backend.fail = LimitExceeded("Box x did not come up within 1 s.", limit="time", cause="boot")
+    run = await VoidBox("one", prompt="p").arun(settings=house.settings)
+    with pytest.raises(LimitExceeded, match="come up"):
+        run.check()
+
+
+@pytest.mark.anyio
+async def test_frames(house: Any) -> None:
+    run = await VoidBox("one", prompt="p").arun(settings=house.settings)
+    frame = run.to_frame()
+    assert list(frame.columns) == list(STAGE_COLUMNS)
+    assert frame.index.name == "stage"
+    row = frame.loc["one"]
+    assert (row.state, row.output, row.isolation, row.vsock) == ("succeeded", "one done", "tcg", "user")
+    assert row.duration_s > 0
+    assert frame.cost_usd.isna().all(), "no model call was metered, so there is no price"
+    events, samples = await anyio.to_thread.run_sync(lambda: (run.events_frame(), run.telemetry_frame()))
+    assert list(events.index) == list(range(1, len(events) + 1))
+    assert events.iloc[-1].body["state"] == "succeeded"
+    assert samples.cpu.iloc[0] == 0.5
+    assert str(samples.index.tz) == "UTC"
+
+
+@pytest.mark.anyio
+async def test_cost_of_a_run(house: Any) -> None:
+    record = (await VoidBox("one", prompt="p").arun(settings=house.settings)).record
+    call = ModelCall(
+        request="r", model="m", source="live", status=200, tokens=Tokens(input=1), cost_usd=0.25, duration_s=1
+    )
+    await house.daemon.journal.record(record.id, "one", call)
+    run = await anyio.to_thread.run_sync(lambda: Run.load(record.id, settings=house.settings))
+    assert run.cost_usd == 0.25
+    await house.daemon.journal.record(record.id, "one", call.model_copy(update={"cost_usd": None}))
+    await anyio.to_thread.run_sync(run.refresh)
+    assert run.cost_usd is None
+    assert "unpriced" in repr(run)
+
+
+@pytest.mark.anyio
+async def test_an_unknown_run(house: Any) -> None:
+    with pytest.raises(UserError, match="no run 'nope'"):
+        await anyio.to_thread.run_sync(lambda: Run.load("nope", settings=house.settings))
+
+
+@pytest.mark.anyio
+async def test_a_repr_holds_no_control_codes(house: Any) -> None:
+    house.backend.fail = ProviderError("bad \x1b[2J\x07 text", cause="x")
+    run = await VoidBox("one", prompt="p").arun(settings=house.settings)
+    assert "\x1b" not in repr(run)
+    assert "bad" in repr(run)
