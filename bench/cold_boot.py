@@ -63,7 +63,7 @@ def bare_boot(image: images.Image, accelerator: str, memory_mb: int, work: Path)
             }
         )
     )
-    accel, cpu = ("kvm", "host") if accelerator == "kvm" else ("tcg,tb-size=256", "Nehalem")
+    accel, cpu = ("kvm", "host") if accelerator == "kvm" else ("tcg,tb-size=256", images.TCG_CPU)
     argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-accel", accel, "-cpu", cpu, "-M", "q35,usb=off,hpet=off,smm=off,vmport=off", "-m", str(memory_mb)]
     argv += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-serial", "stdio"]

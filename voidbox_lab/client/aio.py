@@ -139,7 +139,8 @@ class AsyncClient:
 
     async def _connect(self) -> None:
         if self._start:
-            await to_thread.run_sync(ensure_daemon, self.settings)
+            # Abandoned if the caller is cancelled: the daemon comes up all the same, and the next caller finds it.
+            await to_thread.run_sync(ensure_daemon, self.settings, abandon_on_cancel=True)
         await self.aclose()
         # verify=False: see launch.client
         transport = httpx.AsyncHTTPTransport(uds=str(self.settings.socket), verify=False)
