@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 GIVE_UP_S = 5.0
 """Seconds after SIGKILL until an output that is still held open (a process in D state) is abandoned."""
 SWEEP_S = 0.05
+MAX_STARTING = 4
+"""Commands between fork and exec at once. The others queue, so that a burst of requests does not keep the first
+of them from being answered: a fork costs 10 ms and more in an emulated guest."""
 
 
 class Commands:
@@ -59,20 +62,38 @@ class Commands:
         self._tree = CgroupTree if cgroups else SessionTree
         self._switch_user = switch_user
         self._running: dict[int, Running] = {}
+        self._queue: deque[Running] = deque()
+        self._starting = 0
         self._dying: list[CgroupTree | SessionTree] = []
         self._sweeper: Timer | None = None
         self._serial = 0
 
     def operation(self, call: Call) -> None:
         """Start a command; see `wire.protocol` for the fields."""
-        if len(self._running) >= MAX_EXECS:
+        if len(self._running) + len(self._queue) >= MAX_EXECS:
             raise OpError(BUSY, f"{MAX_EXECS} commands are running in this box already")
         command = self._command(call)
         timeout = call.number("timeout_s", 0.0, 0.0, 1e7)
-        self._serial += 1
-        running = Running(self._loop, self, call, command, self._tree(f"x{self._serial}"))
+        running = Running(self._loop, self, call, command, call.flag("stdin"), timeout)
         call.handler = running
-        running.start(call.flag("stdin"), timeout)
+        self._queue.append(running)
+        self._start_some()
+
+    def _start_some(self) -> None:
+        while self._queue and self._starting < MAX_STARTING:
+            self._starting += 1
+            if not self._queue.popleft().begin():
+                self._starting -= 1
+
+    def has_begun(self) -> None:
+        """A command that was between fork and exec is so no more: the next may."""
+        self._starting -= 1
+        self._start_some()
+
+    def make_tree(self) -> CgroupTree | SessionTree:
+        """An empty tree for one command. Raises OSError."""
+        self._serial += 1
+        return self._tree(f"x{self._serial}")
 
     def started(self, pid: int, running: Running) -> None:
         """`running` has the leader `pid`."""
@@ -171,6 +192,7 @@ class Running(Handler):
     """One command from fork to reply."""
 
     __slots__ = (
+        "_begun",
         "_call",
         "_command",
         "_commands",
@@ -190,13 +212,17 @@ class Running(Handler):
         "_stdin_ended",
         "_stdin_queue",
         "_timed_out",
+        "_timeout",
         "_tree",
+        "_with_stdin",
     )
 
     def __init__(
-        self, loop: Loop, commands: Commands, call: Call, command: Command, tree: CgroupTree | SessionTree
+        self, loop: Loop, commands: Commands, call: Call, command: Command, with_stdin: bool, timeout: float
     ) -> None:
-        self._loop, self._commands, self._call, self._command, self._tree = loop, commands, call, command, tree
+        self._loop, self._commands, self._call, self._command = loop, commands, call, command
+        self._with_stdin, self._timeout = with_stdin, timeout
+        self._begun = False
         self._pid = 0
         self._report = -1
         self._stdin = -1
@@ -212,8 +238,16 @@ class Running(Handler):
         self._oom = False
         self._start_time = self._end_time = 0.0
 
-    def start(self, with_stdin: bool, timeout: float) -> None:
-        """Fork. Raises OSError or OpError with nothing left behind."""
+    def begin(self) -> bool:
+        """Start, unless it was cancelled while it queued; whether it is now between fork and exec."""
+        if not self._call.closed:
+            self._call.guarded(self._start)
+        return self._report >= 0
+
+    def _start(self) -> None:
+        """Fork. Raises OSError with nothing left behind."""
+        self._tree = self._commands.make_tree()
+        with_stdin = self._with_stdin
         opened: list[int] = []
         try:
             if with_stdin:
@@ -233,8 +267,10 @@ class Running(Handler):
         except OSError:
             for fd in opened:
                 os.close(fd)
+            self._stdin = self._report = -1
             self._commands.bury(self._tree)
             raise
+        self._begun = True
         self._tree.entered(self._pid)
         self._commands.started(self._pid, self)
         for fd in (child_in, child_out, child_err, child_report):
@@ -248,8 +284,9 @@ class Running(Handler):
         if with_stdin:
             os.set_blocking(self._stdin, False)
             self._loop.watch(self._stdin, 0, self._stdin_ready)
-        if timeout:
-            self._killer = self._loop.after(timeout, self._expired)
+            self._feed()
+        if self._timeout:
+            self._killer = self._loop.after(self._timeout, self._expired)
 
     # from the child
 
@@ -272,6 +309,7 @@ class Running(Handler):
             self._loop.forget(self._report)
             os.close(self._report)
             self._report = -1
+            self._commands.has_begun()
 
     def _listen(self, channel: int, fd: int) -> None:
         self._loop.watch(fd, READ, lambda _: self._call.guarded(self._pump, channel))
@@ -404,16 +442,18 @@ class Running(Handler):
         """Standard input. After the command closed it, it is swallowed, as a pipe's writer would see SIGPIPE."""
         if channel != STDIN:
             raise OpError(BAD_REQUEST, "a command takes data on channel 0 only")
-        if self._stdin < 0:
+        if self._stdin < 0 and (self._begun or not self._with_stdin):
             self._call.grant(STDIN, len(payload))
             return
         self._stdin_queue.append(memoryview(payload))
-        self._feed()
+        if self._begun:
+            self._feed()
 
     def on_end(self, channel: int) -> None:
         """End of standard input."""
         self._stdin_ended = True
-        self._feed()
+        if self._begun:
+            self._feed()
 
     def _stdin_ready(self, events: int) -> None:
         if events & BROKEN:
@@ -459,6 +499,9 @@ class Running(Handler):
 
     def on_cancel(self, hard: bool) -> None:
         """SIGTERM, or SIGKILL at once; a command that is over but not yet read is dropped."""
+        if not self._begun:
+            self._call.fail(OpError(CANCELLED, "the command was cancelled before it started"))
+            return
         if not hard and self._status is None:
             self._terminate()
             return

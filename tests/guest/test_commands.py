@@ -226,6 +226,21 @@ async def test_more_commands_than_a_box_takes_are_refused(tmp_path: Path) -> Non
         assert (await box.run(["true"], cwd="/")).exit_code == 0
 
 
+async def test_a_burst_that_is_cancelled_at_once_leaves_nothing(box: Box) -> None:
+    """Most of them never start; each is answered, and the box is as before."""
+    with anyio.fail_after(30):
+        calls = [box._connection.open("exec", argv=["sleep", "61.7"], cwd="/", stdin=True) for _ in range(400)]
+        for call in calls:
+            await call.send(0, b"input that nobody will read")
+            call.abandon()
+        while box._connection.open_calls:
+            await anyio.sleep(0.02)
+        for call in calls:
+            with pytest.raises(Cancelled):
+                await call.result()
+        assert (await box.run(["pgrep", "-c", "-f", "^sleep 61.7$"], cwd="/")).stdout == b"0\n"
+
+
 async def test_a_random_script_of_bytes_is_carried_unchanged(box: Box, tmp_path: Path) -> None:
     """Binary output, both channels at once, by digest."""
     (tmp_path / "a").write_bytes(os.urandom(2_000_000))

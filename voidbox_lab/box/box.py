@@ -19,7 +19,7 @@ from voidbox_lab.spec import BoxFacts, Policy, Rlimits
 from voidbox_lab.spec.events import Telemetry
 from voidbox_lab.wire import protocol as p
 
-START_S = 60.0
+START_S = 120.0
 """Seconds from asking for a command to its first instruction; a box busy with 200 others takes a while."""
 MAX_OUTPUT = 16 << 20
 """Bytes of each output that `Box.run` keeps unless told otherwise."""

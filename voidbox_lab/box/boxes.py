@@ -290,6 +290,8 @@ class _Birth:
 
     async def settle(self, box: Box, policy: Policy, gateway: bool) -> None:
         """Policy and proxy, once the connection is running."""
+        # The boot data's time is as old as the boot, which may have been a slow one.
+        await self.connection.request(p.OP_IDENTITY, time_ns=time.time_ns())
         await box.apply(policy)
         if gateway:
             await self.connection.request(p.OP_PROXY, listen=p.PROXY_PORT, port=self._gateway_port)
