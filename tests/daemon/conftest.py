@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +22,11 @@ from voidbox_lab.settings import Settings
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """Settings of a home of this test's own."""
-    return Settings.from_env({"VOIDBOX_HOME": str(tmp_path / "home")}).prepare()
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    """Settings of a home of this test's own. Its sockets are outside of it, in a short path, and go at the end."""
+    made = Settings.from_env({"VOIDBOX_HOME": str(tmp_path / "home")}).prepare()
+    yield made
+    shutil.rmtree(made.runtime)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import csv
 import io
 import itertools
 import os
+import shutil
 import signal
 import statistics
 import time
@@ -66,6 +67,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     images.build(settings)
     yield settings
     patch.undo()
+    shutil.rmtree(settings.runtime)
 
 
 @pytest.fixture(scope="module")
