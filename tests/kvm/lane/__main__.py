@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import shutil
 import signal
 import sys
@@ -74,10 +75,17 @@ def _lane(limit_s: float, silence_s: float) -> Verdict:
 
 @contextmanager
 def _phase(name: str) -> Iterator[None]:
-    start = time.monotonic()
+    start, used = time.monotonic(), _cpu_of_children()
     print(f"==> {name}", file=sys.stderr, flush=True)
     yield
-    print(f"==> {name}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+    # Far less processor than time: this machine was busy with something else.
+    cpu = _cpu_of_children() - used
+    print(f"==> {name}: {time.monotonic() - start:.1f} s ({cpu:.1f} s processor)", file=sys.stderr, flush=True)
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 sys.exit(main())

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
 import selectors
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -29,26 +26,25 @@ def boot(
     QEMU that does not start shows as a VM that ended by itself, with QEMU's words on its line.
 
     Raises:
-        LaneError: there is no `timeout`.
+        LaneError: there is no `setpriv`.
     """
     judge = Judge(secrets.token_hex(8))
-    # `timeout` keeps the bound even when this process is killed meanwhile.
-    bounded = ["timeout", "--signal=KILL", f"{limit_s + 30:g}", *command(root, work_disk, judge.nonce)]
+    # Should this process be killed meanwhile, the kernel ends QEMU (prctl(2), PR_SET_PDEATHSIG).
+    bound = ["setpriv", "--pdeathsig", "KILL", *command(root, work_disk, judge.nonce)]
     try:
         process = subprocess.Popen(
-            bounded,
+            bound,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     except FileNotFoundError:
-        raise LaneError("The KVM lane needs `timeout` from coreutils; install it.") from None
+        raise LaneError("The KVM lane needs `setpriv` from util-linux; install it.") from None
     try:
         ended = _follow(process, judge, limit_s=limit_s, silence_s=silence_s, show=show)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its own session: `timeout` and QEMU
+        process.kill()
         process.wait()
     return judge.verdict(ended)
 
