@@ -79,7 +79,10 @@ def test_the_table_has_no_cycle() -> None:
             del left[room]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+GUEST = sorted((PACKAGE.parent / "guest").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*MODULES, *GUEST], ids=lambda p: str(p.relative_to(PACKAGE.parent)))
 def test_modules_are_of_one_sitting(path: Path) -> None:
     """No module outgrows what a reader takes in at once."""
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
