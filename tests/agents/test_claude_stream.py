@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voidbox_lab.agents.claude_stream import MAX_LINE, MAX_OPEN, MAX_OUTPUT, ClaudeStreamParser
-from voidbox_lab.spec.events import BODY, MAX_TEXT, AgentLog, AgentText, Body, ToolCall, ToolResult
+from voidbox_lab.spec.events import BODY, MAX_TEXT, AgentLog, AgentText, Body, Event, ToolCall, ToolResult
 
 
 def _line(**event: Any) -> bytes:
@@ -172,6 +172,30 @@ def test_everything_is_bounded() -> None:
     parser.feed(_start("flood"))
     flood = _feed(parser, *(_delta("x", index=i) for i in range(10 * MAX_OPEN)))
     assert len(flood) <= MAX_OPEN
+
+
+@pytest.mark.parametrize("depth", [30, 150, 220, 300, 900])
+@pytest.mark.parametrize(("opening", "closing"), [('{"a":', "}"), ("[", "]")])
+def test_a_deep_tool_input_can_be_recorded_and_read_back(depth: int, opening: str, closing: str) -> None:
+    """What cannot be written or read would take the whole record with it."""
+    value = opening * depth + "1" + closing * depth
+    line = _line(type="assistant", message={"content": [{"type": "tool_use", "input": "@"}]})
+    for body in ClaudeStreamParser().feed(line.replace(b'"@"', value.encode())):
+        event = Event(seq=1, run="r", at=0, body=body)
+        assert Event.model_validate_json(event.model_dump_json()) == event
+        if isinstance(body, ToolCall):
+            assert ("nested too deeply" in str(body.input)) is (depth > 32)
+        else:
+            assert depth == 900
+
+
+@pytest.mark.parametrize("element", [b'{"":0},', b"[],", b"0,", b'{"type":"text","text":"a"},'])
+def test_a_line_that_costs_more_than_its_length_is_dropped(element: bytes) -> None:
+    """Eight megabytes of tiny values would fill half a gigabyte and hold up the event loop for seconds."""
+    content = element * ((MAX_LINE - 100) // len(element)) + b"0"
+    [dropped] = ClaudeStreamParser().feed(b'{"type":"assistant","message":{"content":[' + content + b"]}}")
+    assert isinstance(dropped, AgentLog)
+    assert "dropped" in dropped.text
 
 
 def test_lone_surrogates_do_not_reach_the_record() -> None:

@@ -19,6 +19,10 @@ from voidbox_lab.spec.events import MAX_TEXT, AgentLog, AgentText, Body, ToolCal
 
 MAX_LINE = 8 << 20
 """Longest line that is parsed, in bytes."""
+MAX_MARKS = 250_000
+"""Most braces, brackets and commas in a line: each costs up to 100 bytes and a microsecond to read."""
+MAX_DEPTH = 32
+"""Deepest tool input that is kept. Events are read back by parsers that stop at 200 levels."""
 MAX_OUTPUT = 1 << 20
 """Longest final answer, in characters."""
 MAX_NAME = 256
@@ -43,7 +47,7 @@ class ClaudeStreamParser:
 
     def feed(self, line: bytes) -> list[Body]:
         """The events in `line`; what is no event becomes a log line."""
-        if len(line) > MAX_LINE:
+        if len(line) > MAX_LINE or sum(map(line.count, (b"{", b"[", b","))) > MAX_MARKS:
             return [AgentLog(stream="stdout", text=f"[a line of {len(line)} bytes was dropped]")]
         if not line.strip():
             return []
@@ -119,7 +123,7 @@ class ClaudeStreamParser:
                 yield from self._whole(ident, block["text"])
             elif block.get("type") == "tool_use":
                 given = block.get("input")
-                given = given if isinstance(given, dict) else {"value": given}
+                given = _shallow(given if isinstance(given, dict) else {"value": given})
                 yield ToolCall(id=_name(block.get("id")), name=_name(block.get("name")), input=given)
 
     def _whole(self, message: str, text: str) -> Iterator[Body]:
@@ -195,3 +199,14 @@ def _clean(value: Any) -> Any:
     if isinstance(value, dict):
         return {_clean(k): _clean(v) for k, v in value.items()}
     return value
+
+
+def _shallow(value: Any, left: int = MAX_DEPTH) -> Any:
+    """`value` with what lies deeper than `left` levels replaced by a note."""
+    if not isinstance(value, dict | list):
+        return value
+    if not left:
+        return "[nested too deeply]"
+    if isinstance(value, list):
+        return [_shallow(v, left - 1) for v in value]
+    return {k: _shallow(v, left - 1) for k, v in value.items()}
