@@ -17,7 +17,7 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 values = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers(-(2**70), 2**70)
+    | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | text,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
@@ -46,10 +46,11 @@ def test_any_bytes_raise_nothing_but_a_wire_error(data: bytes) -> None:
     [
         b"", b"[]", b"1", b"{} x", b'{"a":NaN}', b'{"a":Infinity}', b"\xff", b'{"a":"\\ud800"}', b'{"\\udfff":1}',
         b'{"a":[' * 30000, b"[" * 200000, b'{"a":' + b"9" * 5000 + b"}", b'{"a":"\x01"}',
+        b'{"a":1e999}', b'{"a":[-1e400]}', b'{"a":9223372036854775808}', b'{"a":-9223372036854775809}',
     ],
 )  # fmt: skip
 def test_what_is_not_strict_json_is_refused(data: bytes) -> None:
-    """Depth, lone surrogates, huge integers, control characters."""
+    """Depth, lone surrogates, huge and infinite numbers, control characters."""
     with pytest.raises(WireError):
         loads(data)
 

@@ -1,7 +1,8 @@
 """JSON for frame payloads: small, strict, and without importing :mod:`json`.
 
 `json` pulls in `re`, `enum` and `functools`: more than a tenth of a second of boot in an emulated guest. Its C
-scanner alone has no such needs. Strict means: no NaN or Infinity, no lone surrogates, objects at the top only.
+scanner alone has no such needs. Strict means: no NaN or Infinity, however written, no integer beyond 64 bits, no
+lone surrogates, objects at the top only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,20 @@ def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:
+        raise ValueError("a number too large for a float")
+    return value
+
+
+def _int64(text: str) -> int:
+    value = int(text)
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("a number of more than 64 bits")
+    return value
+
+
 class _Context:
     """What the C scanner reads its options from; the same attributes as `json.JSONDecoder`."""
 
@@ -24,8 +39,8 @@ class _Context:
     object_hook = None
     object_pairs_hook = None
     array_hook = None
-    parse_float = float
-    parse_int = int
+    parse_float = staticmethod(_finite)
+    parse_int = staticmethod(_int64)
     parse_constant = staticmethod(_refuse)
 
 
@@ -38,14 +53,14 @@ except (ImportError, AttributeError, TypeError):  # pragma: no cover - interpret
     from json import JSONDecoder
     from json.encoder import encode_basestring_ascii as _quote
 
-    _scan = JSONDecoder(parse_constant=_refuse).scan_once  # type: ignore[attr-defined]
+    _scan = JSONDecoder(parse_float=_finite, parse_int=_int64, parse_constant=_refuse).scan_once  # type: ignore[attr-defined]
 
 
 def loads(payload: bytes) -> dict[str, Any]:
     """The object in `payload`.
 
     Raises:
-        WireError: not UTF-8, not JSON, not an object, nested too deeply, or with lone surrogates.
+        WireError: not UTF-8, not JSON as above, not an object, or nested too deeply.
     """
     try:
         text = payload.decode("utf-8").strip(" \t\r\n")
