@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import pytest
 
-from voidbox_lab.errors import LimitExceeded, Unavailable, UserError
+from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable, UserError
 from voidbox_lab.vsock import (
     KernelTransport,
+    Listener,
     Stream,
     Transport,
     VsockDevice,
@@ -91,3 +93,55 @@ async def test_splice_to_nothing_closes_the_guest(tmp_path: Path) -> None:
     await kernel._splice(Stream(far), tmp_path / "nobody")
     async with Stream(near) as guest:
         assert await guest.receive() == b""
+
+
+async def test_forwarded_connections_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over AF_UNIX, which a listener does not tell from AF_VSOCK. One that breaks ends no other."""
+    monkeypatch.setattr(kernel, "MAX_DIALLED", 2)
+    path, front = tmp_path / "target", socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    front.bind(str(tmp_path / "front"))
+    front.listen(8)
+
+    async def echo(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            async for part in stream:
+                await stream.send(part)
+
+    async def dial() -> Stream:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(str(tmp_path / "front"))
+        stream = Stream(sock)
+        with suppress(anyio.BrokenResourceError):
+            await stream.send(b"hello")
+        return stream
+
+    async def failing(stream: Stream, max_bytes: int = 65536) -> bytes:
+        data = await receive(stream, max_bytes)
+        if data == b"break":
+            raise ProviderError("The vsock stream failed.")
+        return data
+
+    receive = Stream.receive
+    server = await anyio.create_unix_listener(path)
+    with anyio.fail_after(20):
+        async with server, anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, echo)
+            tasks.start_soon(kernel._serve, Listener(front, 5), path)
+            async with await dial() as one, await dial() as two:
+                assert await one.receive() == await two.receive() == b"hello"
+                async with await dial() as three:
+                    with suppress(anyio.BrokenResourceError):
+                        assert await three.receive() == b""
+                with monkeypatch.context() as m:
+                    m.setattr(Stream, "receive", failing)
+                    await one.send(b"first")  # the copy that waits began before the patch
+                    assert await receive(one) == b"first"
+                    await one.send(b"break")
+                    with suppress(anyio.BrokenResourceError):
+                        assert await receive(one) == b""
+                async with await dial() as four:
+                    assert await four.receive() == b"hello"
+                await two.send(b"still there")
+                assert await two.receive() == b"still there"
+            tasks.cancel_scope.cancel()
+    front.close()

@@ -293,6 +293,23 @@ def test_number_of_connections_is_bounded(bench: Bench, monkeypatch: pytest.Monk
             assert _ended(sock)
 
 
+def test_number_of_connections_a_guest_opens_is_bounded(bench: Bench) -> None:
+    """They take up room in host processes that serve other boxes too. Host clients are not affected."""
+    with bench.listen(50, backlog=200) as server:
+        answers = [bench.says(v.REQUEST, host=50, guest=g)[0].operation for g in range(1, table.MAX_DIALLED + 4)]
+        assert answers == [v.RESPONSE] * table.MAX_DIALLED + [v.RST] * 3
+        with bench.client():
+            assert _operations(bench.settle()) == [v.REQUEST]
+        bench.settle()
+        bench.says(v.RST, host=50, guest=1)
+        assert _operations(bench.says(v.REQUEST, host=50, guest=900)) == [v.RESPONSE]
+        assert _operations(bench.says(v.REQUEST, host=50, guest=901)) == [v.RST]
+        assert _operations(bench.says(v.REQUEST, host=51, guest=902)) == [v.RST]
+        server.close()
+        bench.switch.reset()
+        assert not bench.switch.table.dialled
+
+
 def test_windows_shrink_when_crowded() -> None:
     total = sum(
         max(table.MIN_WINDOW, min(table.MAX_WINDOW, table.MEMORY_BUDGET // n))

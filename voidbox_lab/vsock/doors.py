@@ -145,7 +145,7 @@ class Doors:
 
     def guest_dials(self, host_port: int, guest_port: int, buffer: int, forwarded: int) -> None:
         """The guest wants the host's port; `buffer` and `forwarded` are its first credit."""
-        if self._table.count() >= table.MAX_CONNECTIONS:
+        if self._table.count() >= table.MAX_CONNECTIONS or len(self._table.dialled) >= table.MAX_DIALLED:
             self._table.refuse(host_port, guest_port)
             return
         try:
@@ -158,6 +158,7 @@ class Doors:
         )
         c.peer(buffer, forwarded)
         self._table.connections[c.key] = c
+        self._table.dialled.add(c)
         self._dial_host(c)
 
     def _dial_host(self, c: Connection) -> None:

@@ -21,6 +21,7 @@ import anyio
 
 from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable, UserError
 from voidbox_lab.vsock.stream import Listener, Stream
+from voidbox_lab.vsock.table import MAX_DIALLED
 from voidbox_lab.vsock.transport import ANY_PORT, PORT_MAX, VsockDevice
 
 DEVICE = Path("/dev/vhost-vsock")
@@ -179,27 +180,43 @@ async def open_kernel(box_dir: Path) -> KernelTransport:
 
 
 async def _serve(listener: Listener, path: Path) -> None:
+    carried = 0
+
+    async def carry(stream: Stream) -> None:
+        nonlocal carried
+        try:
+            await _splice(stream, path)
+        finally:
+            carried -= 1
+
     async with anyio.create_task_group() as tasks:
         while True:
             try:
                 stream = await listener.accept(None)
             except anyio.ClosedResourceError:
                 return
-            tasks.start_soon(_splice, stream, path)
+            if carried >= MAX_DIALLED:
+                stream.close()
+                continue
+            carried += 1
+            tasks.start_soon(carry, stream)
 
 
 async def _splice(guest: Stream, path: Path) -> None:
     """Both directions between `guest` and the UNIX socket `path`, with their half-closes."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.connect(str(path))
-    except OSError:  # nothing there, or its backlog is full: the guest sees a closed connection
-        sock.close()
-        guest.close()
-        return
-    async with guest, Stream(sock) as host, anyio.create_task_group() as tasks:
-        tasks.start_soon(_copy, guest, host)
-        tasks.start_soon(_copy, host, guest)
+    async with guest:
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:  # out of descriptors
+            return
+        async with Stream(sock) as host:
+            try:
+                sock.connect(str(path))
+            except OSError:  # nothing there, or its backlog is full: the guest sees a closed connection
+                return
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_copy, guest, host)
+                tasks.start_soon(_copy, host, guest)
 
 
 async def _copy(source: Stream, target: Stream) -> None:
@@ -207,6 +224,7 @@ async def _copy(source: Stream, target: Stream) -> None:
         while data := await source.receive():
             await target.send(data)
         await target.send_eof()
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError, ProviderError):
+        # A ProviderError too: what is wrong with one connection must not end the others.
         source.close()
         target.close()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from voidbox_lab.vsock.poller import Poller
 
 MAX_CONNECTIONS = 1024
+MAX_DIALLED = 64
+"""Connections that the guest opened. Each holds a descriptor in a host process that serves other boxes too."""
 MEMORY_BUDGET = 32 << 20
 """Bytes shared out as windows; the first 128 connections get `MAX_WINDOW`, the last ones `MIN_WINDOW`."""
 MAX_WINDOW, MIN_WINDOW = 256 << 10, 64 << 10
@@ -41,6 +43,8 @@ class Table:
         """Forgotten by the guest, with bytes the host has not read yet."""
         self.waiting: set[Connection] = set()
         """Dialled by the guest, with the host's backlog full."""
+        self.dialled: set[Connection] = set()
+        """Opened by the guest."""
         self.timed: set[Connection] = set()
         self.ready: deque[Connection] = deque()
         """Have something for the guest, each once."""
@@ -157,6 +161,7 @@ class Table:
                 self.refuse(c.host_port, c.guest_port)
         self.draining.discard(c)
         self.waiting.discard(c)
+        self.dialled.discard(c)
         self.unqueue(c)
         self.deadline(c, None)
         c.backlog.clear()
