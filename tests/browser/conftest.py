@@ -170,6 +170,7 @@ def open_and_run() -> Callable[[Any, str], None]:
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
         page.locator(".jp-Notebook .jp-Cell").first.click()
         begun = page.locator(".jp-InputPrompt").filter(has_text=re.compile(r"\[(\*|\d+)\]"))
+        asks = page.locator("dialog.jp-Dialog .jp-mod-accept")
         for _ in range(5):
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
@@ -178,6 +179,9 @@ def open_and_run() -> Callable[[Any, str], None]:
             while time.monotonic() < deadline:
                 if begun.count():
                     return
+                if asks.count():
+                    # Asked too early, it has no kernel yet and wants one chosen: the notebook's own is preset.
+                    asks.first.click()
                 time.sleep(0.1)
         pytest.fail("JupyterLab executed nothing, asked five times")
 
