@@ -9,7 +9,6 @@ import gc
 from collections import Counter
 from pathlib import Path
 
-
 KINDS = ("socket", "anon_inode", "pipe", "/memfd", "/dev/shm")
 
 
