@@ -178,10 +178,14 @@ class Hypervisor:
 
     def _create(self, xml: str, flags: int) -> libvirt.virDomain:
         """In a thread of its own, which the embedded driver forks QEMU from."""
+        handle = self._connection.handle
         if self._connection.embedded:
             reaper.expect()
+            # A QEMU that was upgraded meanwhile is asked anew what it can, and libvirt's way of asking needs the
+            # powers that go next. Answered from memory otherwise.
+            handle.getDomainCapabilities(str(self._connection.emulator), "x86_64", "q35", None, 0)
             renounce_for_children()
-        return self._connection.handle.createXML(xml, flags)
+        return handle.createXML(xml, flags)
 
     def _register(self, handle: libvirt.virConnect) -> int:
         callback: int = handle.domainEventRegisterAny(
