@@ -15,7 +15,7 @@ from voidbox_lab.machines import hypervisor
 def test_libvirt_learns_of_an_upgraded_qemu_before_powers_go(
     embedded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """libvirt probes a QEMU whose binary has changed; without CAP_SETPCAP that probe fails, and so would each start.
+    """libvirt probes a QEMU whose binary has changed; without CAP_SETPCAP that fails, and so would each start.
 
     Seen with libvirt 9.0: "Failed to start QEMU binary for probing: cannot apply process capabilities".
     """
@@ -26,5 +26,5 @@ def test_libvirt_learns_of_an_upgraded_qemu_before_powers_go(
     connection = SimpleNamespace(handle=handle, embedded=embedded, emulator=Path("/usr/bin/qemu"))
     monkeypatch.setattr(hypervisor, "renounce_for_children", lambda: did.append("renounce"))
     monkeypatch.setattr(hypervisor.reaper, "expect", lambda: None)
-    hypervisor.Hypervisor._create(cast(Any, SimpleNamespace(_connection=connection)), "<domain/>", 0)
+    hypervisor.Hypervisor._create(cast("Any", SimpleNamespace(_connection=connection)), "<domain/>", 0)
     assert did == (["ask", "renounce", "create"] if embedded else ["create"])
