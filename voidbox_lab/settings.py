@@ -86,13 +86,18 @@ class Settings:
         """Create the roots, private to this user, and return self.
 
         Raises:
-            UserError: the runtime directory belongs to somebody else or is open to others.
+            UserError: a root cannot be made or written, or the runtime directory belongs to somebody else
+                or is open to others.
         """
         for path in (self.cache, self.data):
-            path.mkdir(parents=True, exist_ok=True)
+            _make(path, 0o777, "VOIDBOX_HOME")
         for path in (self.runtime.parent, self.runtime):
             # A system-provided parent such as /run/user/1000 exists already and is checked all the same.
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(path, 0o700, "XDG_RUNTIME_DIR")
+        # Not the cache: a built one may be shared, and then it is read only.
+        for path, variable in ((self.data, "VOIDBOX_HOME"), (self.runtime, "XDG_RUNTIME_DIR")):
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise _unwritable(path, "it is read-only for this user", variable)
         info = self.runtime.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
             raise UserError(
@@ -100,6 +105,20 @@ class Settings:
                 "remove it, or set XDG_RUNTIME_DIR to a directory with mode 0700."
             )
         return self
+
+
+def _make(path: Path, mode: int, variable: str) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as e:
+        raise _unwritable(path, e.strerror or str(e), variable) from e
+
+
+def _unwritable(path: Path, why: str, variable: str) -> UserError:
+    return UserError(
+        f"The directory {path} cannot be written ({why}); make it writable, or set {variable} to one that is.",
+        cause="unwritable",
+    )
 
 
 def _runtime_base(env: dict[str, str]) -> Path:

@@ -69,7 +69,44 @@ def test_usage_errors_exit_2(argv: list[str], capsys: pytest.CaptureFixture[str]
 def test_a_box_too_small_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     """It names the option and the bound, before anything is started."""
     assert run(["exec", "--memory", "4", "--", "true"]) == 2
-    assert "'memory_mb'" in capsys.readouterr().err
+    assert "voidbox exec --memory:" in capsys.readouterr().err
+
+
+def test_a_misspelt_option_is_not_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """No box is booted to look for a program called --memroy; after the command, options are the command's."""
+    assert run(["exec", "--memroy", "300", "true"]) == 2
+    assert "--memroy" in capsys.readouterr().err
+    assert run(["exec", "--memory", "4", "ls", "--all"]) == 2
+    assert "--memory" in capsys.readouterr().err
+
+
+def test_a_home_that_cannot_be_written_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names the directory and the variable; root writes everywhere, hence a file in the way."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VOIDBOX_HOME", str(tmp_path / "file"))
+    for argv in (["runs"], ["image", "build"], ["exec", "true"]):
+        assert run(argv) in {2, 125}
+        said = capsys.readouterr().err
+        assert "VOIDBOX_HOME" in said
+        assert str(tmp_path / "file") in said
+
+
+def test_ctrl_c_says_cancelled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the shell's exit code for it."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("voidbox_lab.cli.runs.Client", interrupt)
+    assert run(["runs"]) == EXIT["cancelled"]
+    assert "cancelled" in capsys.readouterr().err
+
+
+def test_a_bound_of_nothing_is_refused(tmp_path: Path) -> None:
+    """Nbclient would take 0 for no bound at all."""
+    assert run(["run", str(book(tmp_path / "a.ipynb", "1")), "--timeout", "0"]) == 2
 
 
 def test_a_missing_image_is_named(capsys: pytest.CaptureFixture[str]) -> None:

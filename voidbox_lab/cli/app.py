@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import errno
+from typing import Annotated, Any
 
 import typer
 from typer import Abort, Exit
+from typer.core import TyperGroup
 
 from voidbox_lab import __version__
 from voidbox_lab.cli import daemon, doctor, exec_, image, notebook, runs
 from voidbox_lab.cli.output import EXIT, complain, err, out
-from voidbox_lab.errors import VoidboxError
+from voidbox_lab.errors import UserError, VoidboxError
 
 # typer carries a click of its own, or uses the installed one, by version; both hang usage errors below this.
 UsageTrouble: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+"""What the state of a disk does to any command; not a bug, so not a traceback."""
+
+
+class _Commands(TyperGroup):
+    """Ctrl-C as `Abort`: typer makes it exit code 130, which a command in a box may have as well."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as e:
+            raise Abort from e
+
+
 app = typer.Typer(
     name="voidbox",
+    cls=_Commands,
     help="AI agents in hardware-isolated micro-VMs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(notebook.run)
-app.command("exec", context_settings={"ignore_unknown_options": True})(exec_.exec_)
+app.command("exec", context_settings={"allow_interspersed_args": False})(exec_.exec_)
 app.command("doctor")(doctor.doctor)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
@@ -66,4 +83,12 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:
         # Whoever read us (head, less) has gone; that is its right.
         return 0
+    except OSError as e:
+        if e.filename is None or e.errno not in DISK:
+            raise
+        return complain(
+            UserError(
+                f"{e.filename} cannot be used ({e.strerror}); make room or make it writable, or set VOIDBOX_HOME."
+            )
+        )
     return int(code or 0)

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from typer import Exit
 
 from voidbox_lab.cli.output import ago, complain, err
 from voidbox_lab.client import Client
 from voidbox_lab.errors import ProviderError, UserError, VoidboxError
-from voidbox_lab.spec import Policy, validated
+from voidbox_lab.spec import Policy
 from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted, Failed
+from voidbox_lab.spec.validate import sentence
 
 MAX_STDIN = 6 << 20
 """Bytes; what fits a request after base64."""
 TIMED_OUT, OURS, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 CAUSES = {"not-found": NOT_FOUND, "denied": NOT_EXECUTABLE, "not-executable": NOT_EXECUTABLE}
+OPTIONS = {"memory_mb": "--memory", "timeout_s": "--timeout", "vcpus": "--vcpus", "image": "--image"}
 
 
 def exec_(
@@ -35,17 +38,18 @@ def exec_(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what the box is.")] = False,
 ) -> None:
     """Run a command in a fresh box, streaming its output; the exit code is the command's own."""
-    policy = Policy(commands=tuple(allow_command) if allow_command else None)
-    request = validated(
-        ExecRequest,
-        argv=argv,
-        memory_mb=memory,
-        vcpus=vcpus,
-        timeout_s=timeout,
-        image=image,
-        stdin=_stdin(),
-        policy=policy,
-    )
+    try:
+        request = ExecRequest(
+            argv=tuple(argv),
+            memory_mb=memory,
+            vcpus=vcpus,
+            timeout_s=timeout,
+            image=image,
+            stdin=_stdin(),
+            policy=Policy(commands=tuple(allow_command) if allow_command else None),
+        )
+    except ValidationError as e:
+        raise UserError(_in_options(sentence("voidbox exec", e))) from e
     try:
         with Client() as client:
             for event in client.execute(request):
@@ -70,6 +74,13 @@ def exec_(
         complain(e)
         raise Exit(OURS) from e
     raise ProviderError("The daemon ended the command's stream without its exit code; see its log.")
+
+
+def _in_options(said: str) -> str:
+    """`said` with the names of our options instead of those of the request's fields."""
+    for field, option in OPTIONS.items():
+        said = said.replace(f"option {field!r}", option)
+    return said
 
 
 def _code(ended: ExecExit, timeout: float) -> int:

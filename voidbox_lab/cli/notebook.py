@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from voidbox_lab.cli.output import ago, dollars, err, out, print_json
-from voidbox_lab.errors import CommandFailed, LimitExceeded, ProviderError, UserError
+from voidbox_lab.errors import CommandFailed, LimitExceeded, ProviderError, UserError, VoidboxError
 from voidbox_lab.settings import Settings
 
 RUN_MIME = "application/vnd.voidbox.run+json"
@@ -32,14 +32,22 @@ def run(
     """Execute a notebook headless and print, for each stage, its answer and what it ran on."""
     import nbformat  # here: it takes a second, which no other subcommand should pay
 
+    if timeout <= 0:
+        raise UserError(f"--timeout {timeout:g} is no bound; give seconds greater than 0.")
     book = _read(notebook)
     began = time.monotonic()
     if not json:
         err.print(f"executing {escape(str(notebook))} …")
-    trouble = _execute(book, notebook, timeout)
+    trouble: VoidboxError | None = _execute(book, notebook, timeout)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(book, output)  # type: ignore[no-untyped-call]
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(book, output)  # type: ignore[no-untyped-call]
+        except OSError as e:
+            # Told after the runs are printed: they have been paid for.
+            trouble = trouble or UserError(
+                f"The executed notebook cannot be written to {output} ({e.strerror}); give another --output."
+            )
     found = runs(book)
     if json:
         print_json(found)

@@ -84,7 +84,8 @@ def resolve(settings: Settings, name: str = "default") -> Image:
         return load(store, name, "sha256:" + current)
     except FileNotFoundError:
         raise Unavailable(
-            f"There is no image {name!r} in {settings.cache} yet; run `voidbox image build`.",
+            f"There is no image {name!r} in {settings.cache} yet; run `voidbox image build"
+            f"{'' if name == 'default' else ' ' + name}`.",
             cause="image-missing",
         ) from None
 

@@ -294,4 +294,4 @@ def _record(spec: str, record: str) -> RunRecord:
 
 
 def _unknown(run: str) -> UserError:
-    return UserError(f"There is no run {run[:80]!r}; list the runs to see which there are.", cause="unknown-run")
+    return UserError(f"There is no run {run[:80]!r}; `voidbox runs` lists those there are.", cause="unknown-run")
