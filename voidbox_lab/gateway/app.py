@@ -119,7 +119,8 @@ class Gateway:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        path, method = request.url.path, request.method
+        # Not of `request.url`, which believes the Host header.
+        path, method = str(scope["path"]), request.method
         api = shapes.INFERENCE.get(path) or shapes.guess(path, dict(request.headers))
         try:
             live = self._authenticate(request)
@@ -151,7 +152,7 @@ class Gateway:
         if api not in _SPOKEN[model.provider]:
             raise _Refused(
                 404,
-                f"The stage's model {model} is not reached by {request.url.path}; use an agent that speaks "
+                f"The stage's model {model} is not reached by {request.scope['path']}; use an agent that speaks "
                 f"{' or '.join(sorted(_SPOKEN[model.provider]))}.",
             )
         if live.requests >= self._limits.concurrent:
@@ -229,6 +230,12 @@ class Gateway:
                         raise _busy(f"{self._limits.stage_bytes} bytes of requests")
         except TimeoutError as e:
             raise _Refused(408, f"The request was not complete within {self._limits.receive_s:g} s.") from e
+        # Before parsing: a few bytes of JSON can become a few hundred of memory.
+        values, most = sum(map(data.count, b"{[,:")), self._limits.stage_values
+        if values > most:
+            raise _Refused(413, f"The request holds more than {most} values.")
+        if hold.weigh(values) > most:
+            raise _busy(f"{most} values in requests")
         try:
             body = await parse(bytes(data))
         except (ValueError, RecursionError) as e:
@@ -252,7 +259,7 @@ class _Hold:
     """What a request takes up of its stage's share, until it is released."""
 
     def __init__(self, live: Live) -> None:
-        self._live, self.size = live, 0
+        self._live, self.size, self._values = live, 0, 0
         live.requests += 1
 
     def add(self, count: int) -> int:
@@ -261,9 +268,16 @@ class _Hold:
         self._live.bytes_held += count
         return self._live.bytes_held
 
+    def weigh(self, values: int) -> int:
+        """Take `values` more values; returns what the stage holds in all."""
+        self._values += values
+        self._live.values_held += values
+        return self._live.values_held
+
     def release(self) -> None:
         self._live.requests -= 1
         self._live.bytes_held -= self.size
+        self._live.values_held -= self._values
 
 
 def _busy(what: str) -> _Refused:

@@ -3,7 +3,8 @@
 A box without a network could still send data anywhere by asking the provider to fetch a URL: hosted
 tools (web search and fetch, remote MCP servers) and images or files given by URL. Hosted tools are
 left out of the request, so that agents that always offer them keep working; content by URL is refused,
-because leaving it out would change what was asked. Tools that run in the box stay.
+because leaving it out would change what was asked. Tools that run in the box stay. So are the fields left out by
+which a router (OpenRouter, say) is asked for other models or for searches of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _HOSTED_FIELDS = {
     Api.RESPONSES: ("background", "prompt"),
     Api.OLLAMA: (),
 }
-_URL_KEYS = frozenset({"url", "image_url", "file_url"})
+_ROUTER_FIELDS = ("models", "fallbacks", "route", "plugins", "search_parameters")
+_URL_KEYS = frozenset({"url", "image_url", "file_url", "video_url", "audio_url"})
 _MAX_DEPTH = 64
 
 
@@ -34,14 +36,15 @@ def guarded(api: Api, body: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: content is given by URL, or nested absurdly deep.
     """
-    out = {k: v for k, v in body.items() if k not in _HOSTED_FIELDS[api]}
+    out = {k: v for k, v in body.items() if k not in _HOSTED_FIELDS[api] and k not in _ROUTER_FIELDS}
     tools = out.get("tools")
     if isinstance(tools, list):
         out["tools"] = [t for t in tools if isinstance(t, dict) and _runs_in_the_box(api, t)]
         if not out["tools"]:
             del out["tools"]
             out.pop("tool_choice", None)
-    for part in _parts(out.get("messages", out.get("input")), 0):
+    # All of them, whichever the API reads: a lenient server passes over the others.
+    for part in _parts([out.get(key) for key in ("messages", "input", "system", "instructions")], 0):
         for key in _URL_KEYS & part.keys():
             value = part[key]
             value = value.get("url") if isinstance(value, dict) else value
@@ -62,16 +65,16 @@ def _runs_in_the_box(api: Api, tool: dict[str, Any]) -> bool:
 
 
 def _parts(value: Any, depth: int) -> Iterator[dict[str, Any]]:
-    """Content parts in messages. Tool inputs are data of the agent's own and are not looked into."""
+    """Messages, their content parts and what is in these; of any type, since servers guess a missing one.
+
+    Tool inputs are data of the agent's own and are not looked into.
+    """
     if depth > _MAX_DEPTH:
         raise UserError("The request is nested too deeply.", cause="depth")
     if isinstance(value, list):
         for item in value:
             yield from _parts(item, depth + 1)
     elif isinstance(value, dict):
-        if value.get("type") in {"image", "document", "file"} and isinstance(value.get("source"), dict):
-            yield value["source"]
-        if value.get("type") in {"image_url", "input_image", "input_file", "file"}:
-            yield value
-        for key in ("content", "output"):
+        yield value
+        for key in ("content", "output", "source"):
             yield from _parts(value.get(key), depth + 1)

@@ -17,6 +17,9 @@ class Limits:
     """Requests of one stage at the same time, those still being received included; more are answered 429."""
     stage_bytes: int = 64 << 20
     """Bytes of request bodies that one stage may have in hand at the same time; more are answered 429."""
+    stage_values: int = 2_000_000
+    """Values in these bodies, by their braces, brackets, commas and colons, each of which may cost 100 bytes once
+    parsed; more are answered 429, or 413 if it is one request alone."""
     receive_s: float = 60.0
     """Until a guest has sent its whole request."""
     connect_s: float = 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -10,11 +11,14 @@ from pathlib import Path
 import anyio
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from voidbox_lab.errors import ProviderError
 
 STARTUP_S = 10.0
 SHUTDOWN_S = 3
+HEAD_S = 30.0
+"""Seconds a client has, from connecting or from the first byte, to send a request's headers."""
 
 
 class _Server(uvicorn.Server):
@@ -23,6 +27,39 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's HTTP/1.1 (16 KiB of headers at most), and an end to waiting for headers, which it lacks."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        self._wait()
+        super().data_received(data)
+        if not self._idle():
+            self._wait_no_more()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self) -> None:
+        # Not put off by each byte: one every few seconds would hold the connection for ever.
+        if self._deadline is None and self._idle():
+            self._deadline = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _wait_no_more(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 @asynccontextmanager
@@ -34,8 +71,11 @@ async def serving(app: ASGIApp, sock: socket.socket) -> AsyncGenerator[None]:
     """
     config = uvicorn.Config(
         app,
+        http=_Protocol,
+        ws="none",
         log_config=None,
-        log_level="warning",
+        # Its warnings are about clients, and a guest could write as many as it likes.
+        log_level="error",
         access_log=False,
         server_header=False,
         lifespan="off",

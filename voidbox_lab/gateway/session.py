@@ -39,6 +39,8 @@ class Live:
     """Requests now, those still being received included."""
     bytes_held: int = 0
     """Bytes of their bodies."""
+    values_held: int = 0
+    """Values in their bodies."""
     revoked: bool = False
     trouble: VoidboxError | None = None
     """Why the latest model request failed on the host's side; None after one that succeeded."""

@@ -166,7 +166,7 @@ class HttpUpstream:
                 await response.aclose()
 
     def _headers(self, ask: Ask) -> dict[str, str]:
-        headers = {k: v for k, v in ask.headers.items() if k in PASSED_ON}
+        headers = {k: v for k, v in ask.headers.items() if k in PASSED_ON and v.isascii()}
         headers |= {
             "content-type": "application/json",
             # The meter reads along, and compression would buffer a stream.
