@@ -21,6 +21,7 @@ def fake_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Installs a shell script as `apt-get` that logs each call's last words to a file and then runs `body`."""
     log = tmp_path / "calls"
     log.touch()
+    monkeypatch.chdir(tmp_path)  # it writes where it is called
 
     def install(body: str) -> Path:
         script = tmp_path / "bin" / "apt-get"
