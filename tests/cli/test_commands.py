@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,24 @@ def test_a_slow_cell_is_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[st
     """The bound is in the sentence."""
     assert run(["run", str(book(tmp_path / "a.ipynb", "import time; time.sleep(60)")), "--timeout", "2"]) == 4
     assert "2 s" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_the_cell_and_those_after_it(tmp_path: Path) -> None:
+    """The kernel is interrupted, as by JupyterLab's button: a cell that waits for a run can then cancel it."""
+    wait = "try:\n    Path('up').touch()\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    Path('told').touch()"
+    path = book(tmp_path / "a.ipynb", "import time\nfrom pathlib import Path", wait, "Path('next').touch()")
+    command = [sys.executable, "-m", "voidbox_lab.cli", "run", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "up").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == EXIT["cancelled"]
+    assert "cancelled: The notebook was stopped" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "told").exists()
+    assert not (tmp_path / "next").exists()
 
 
 @pytest.mark.parametrize("content", [None, b"not json", b"{}"])

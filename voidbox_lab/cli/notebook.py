@@ -5,7 +5,9 @@ The notebook's own code decides what runs; this reads the run records that its c
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ import typer
 from rich.markup import escape
 
 from voidbox_lab.cli.output import ago, dollars, err, out, print_json
-from voidbox_lab.errors import CommandFailed, LimitExceeded, ProviderError, UserError, VoidboxError
+from voidbox_lab.errors import Cancelled, CommandFailed, LimitExceeded, ProviderError, UserError, VoidboxError
 from voidbox_lab.settings import Settings
 
 RUN_MIME = "application/vnd.voidbox.run+json"
@@ -38,7 +40,7 @@ def run(
     began = time.monotonic()
     if not json:
         err.print(f"executing {escape(str(notebook))} …")
-    trouble: VoidboxError | None = _execute(book, notebook, timeout)
+    trouble = _execute(book, notebook, timeout)
     if output is not None:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,44 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path} is not a notebook; give a .ipynb file.") from e
 
 
-def _execute(book: Any, path: Path, timeout: float) -> CommandFailed | LimitExceeded | ProviderError | None:
+class _Stop:
+    """Ctrl-C as the notebook's own stop button: the kernel is interrupted, so that the cell can cancel its run.
+
+    nbclient's own handler (0.11) shuts the kernel down, fails in doing so, and leaves the run to go on unseen.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.client: Any = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def install(self, notebook: Any) -> None:
+        """Take the signals over; nbclient calls it when its handlers are in place, and removes them itself."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, self._on_signal)
+            except (RuntimeError, ValueError):
+                return  # not the main thread, where there are no signals
+
+    def check(self, cell: Any, cell_index: int) -> None:
+        """No further cell once a stop was asked for, even if the last one went through."""
+        if self.asked:
+            raise self.trouble()
+
+    def trouble(self) -> Cancelled:
+        """What to say after it."""
+        return Cancelled("The notebook was stopped; what ran in it is cancelled.", cause="interrupted")
+
+    def _on_signal(self) -> None:
+        self.asked += 1
+        kernel = self.client.km
+        # A cell that will not be interrupted is ended by the second Ctrl-C.
+        ending = kernel.interrupt_kernel() if self.asked == 1 else kernel.shutdown_kernel(now=True)
+        self._task = asyncio.ensure_future(ending)
+
+
+def _execute(book: Any, path: Path, timeout: float) -> VoidboxError | None:
     """Execute in place; the trouble, if any, after which the cells before it keep their outputs."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -93,15 +132,22 @@ def _execute(book: Any, path: Path, timeout: float) -> CommandFailed | LimitExce
     # UNIX sockets: no port that other users of this machine could reach, and no warning about one.
     config.KernelManager.transport = "ipc"
     config.KernelManager.ip = str(Settings.from_env().prepare().runtime / f"kernel-{os.getpid()}")
-    client = NotebookClient(
+    stop = _Stop()
+    client = stop.client = NotebookClient(
         book,
         timeout=timeout,
         kernel_name=book.metadata.get("kernelspec", {}).get("name", "python3"),
         resources={"metadata": {"path": str(path.parent)}},
         config=config,
+        on_notebook_start=stop.install,
+        on_cell_start=stop.check,
     )
     try:
         client.execute()
+    except Cancelled as e:
+        return e
+    except asyncio.CancelledError:
+        return stop.trouble()  # while the kernel was starting, when the handler is still nbclient's
     except CellTimeoutError:
         return LimitExceeded(
             f"A cell of {path} took longer than {timeout:g} s; give --timeout a larger number.",
@@ -111,8 +157,12 @@ def _execute(book: Any, path: Path, timeout: float) -> CommandFailed | LimitExce
             source="user",
         )
     except CellExecutionError as e:
+        if stop.asked:
+            return stop.trouble()
         return CommandFailed(f"A cell of {path} failed: {e.ename}: {e.evalue}", exit_code=1)
     except DeadKernelError:
+        if stop.asked:
+            return stop.trouble()
         return ProviderError(f"The kernel of {path} died; run the notebook in JupyterLab to see why.")
     return None
 

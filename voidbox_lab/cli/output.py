@@ -25,7 +25,8 @@ def print_json(value: Any) -> None:
 
 def complain(error: VoidboxError) -> int:
     """Print the error's sentence on standard error; the exit code for its kind."""
-    err.print(f"[bold red]{error.kind} error:[/] {escape(error.message)}")
+    label = error.kind if error.kind == "cancelled" else f"{error.kind} error"
+    err.print(f"[bold red]{label}:[/] {escape(error.message)}")
     return EXIT[error.kind]
 
 
