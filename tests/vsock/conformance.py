@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import anyio
 import pytest
@@ -20,6 +20,7 @@ from voidbox_lab.errors import LimitExceeded, ProviderError
 from voidbox_lab.vsock import Stream, Transport
 
 from . import guest_peer as peer
+from .descriptors import descriptors
 
 BOUND_S = 60.0
 BULK = 20 << 20
@@ -243,8 +244,11 @@ async def accept_timeout_named(pair: Pair) -> None:
 async def no_descriptors_leak(pair: Pair) -> None:
     """Many short connections, some abrupt, leave no descriptor behind in any process."""
 
-    def counts() -> list[int]:
-        return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pair.watched]
+    def counts() -> list[Counter[str]]:
+        return [descriptors(pid) for pid in pair.watched]
+
+    def grown() -> bool:
+        return any(not now <= then for now, then in zip(counts(), before, strict=True))
 
     async def some(number: int) -> None:
         for _ in range(number):
@@ -261,9 +265,9 @@ async def no_descriptors_leak(pair: Pair) -> None:
     for _ in range(4):
         await some(int(25 / pair.speed) + 1)
     deadline = time.monotonic() + 15
-    while counts() > before and time.monotonic() < deadline:
+    while grown() and time.monotonic() < deadline:
         await anyio.sleep(0.05)
-    assert counts() <= before
+    assert not grown(), f"{before} became {counts()}"
 
 
 CASES: tuple[Callable[[Pair], Awaitable[None]], ...] = (

@@ -12,10 +12,10 @@ from pathlib import Path
 KINDS = ("socket", "anon_inode", "pipe", "/memfd", "/dev/shm")
 
 
-def descriptors() -> Counter[str]:
-    """How many of each kind (``socket``, ``anon_inode``, ``/memfd`` …) are open."""
+def descriptors(pid: int | None = None) -> Counter[str]:
+    """How many of each kind (``socket``, ``anon_inode``, ``/memfd`` …) are open, here or in process `pid`."""
     found: Counter[str] = Counter()
-    for entry in Path("/proc/self/fd").iterdir():
+    for entry in Path(f"/proc/{pid or 'self'}/fd").iterdir():
         try:
             kind = str(entry.readlink()).split(":", maxsplit=1)[0]
         except FileNotFoundError:  # the listing's own
