@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voidbox_lab.agents.claude_stream import MAX_LINE, MAX_OPEN, MAX_OUTPUT, ClaudeStreamParser
-from voidbox_lab.spec.events import BODY, MAX_TEXT, AgentLog, AgentText, Body, Event, ToolCall, ToolResult
+from voidbox_lab.spec.events import (
+    BODY,
+    MAX_TEXT,
+    AgentLog,
+    AgentText,
+    Body,
+    Event,
+    StageChanged,
+    ToolCall,
+    ToolResult,
+)
+from voidbox_lab.store import MAX_EVENT_BYTES
 
 
 def _line(**event: Any) -> bytes:
@@ -196,6 +207,19 @@ def test_a_line_that_costs_more_than_its_length_is_dropped(element: bytes) -> No
     [dropped] = ClaudeStreamParser().feed(b'{"type":"assistant","message":{"content":[' + content + b"]}}")
     assert isinstance(dropped, AgentLog)
     assert "dropped" in dropped.text
+
+
+@pytest.mark.parametrize("character", ["x", "\N{GRINNING FACE}", "\x01", "\n", '"', "\xe9"])
+def test_the_longest_answer_fits_an_event(character: str) -> None:
+    """Else the event that says the stage has succeeded would be refused, and the stage never end."""
+    parser = ClaudeStreamParser()
+    for line in (character * 1_100_000, f"{character * 300_000} and the rest"):
+        parser.feed(json.dumps({"type": "result", "is_error": False, "result": line}, ensure_ascii=False).encode())
+        output = parser.finish(0).output
+        assert output is not None
+        assert len(output) > 50_000
+        body = BODY.dump_json(StageChanged(state="succeeded", output=output))
+        assert len(body) <= MAX_EVENT_BYTES
 
 
 def test_lone_surrogates_do_not_reach_the_record() -> None:

@@ -99,6 +99,11 @@ async def test_what_is_out_of_bounds_is_dropped_alone(tmp_path: Path, caplog: py
     journal = Journal(store)
     journal.post("r", "one", AgentLog(text="a"))
     journal.post("r", "one", ToolCall(id="t", name="n", input={"x": "y" * 600_000}))
+    deep: dict[str, Any] = {}
+    for _ in range(300):
+        deep = {"deeper": deep}
+    journal.post("r", "one", ToolCall(id="t", name="n", input=deep))
+    journal.post("r", "one", ToolCall(id="t", name="n", input={"x": "\ud800"}))
     journal.post("no-such-run", "one", AgentLog(text="late"))
     await journal.record("r", "one", AgentLog(text="b"))
     assert [e.body.text for e in await store.read_events("r")] == ["a", "b"]  # type: ignore[union-attr]

@@ -23,8 +23,9 @@ MAX_MARKS = 250_000
 """Most braces, brackets and commas in a line: each costs up to 100 bytes and a microsecond to read."""
 MAX_DEPTH = 32
 """Deepest tool input that is kept. Events are read back by parsers that stop at 200 levels."""
-MAX_OUTPUT = 1 << 20
-"""Longest final answer, in characters."""
+MAX_OUTPUT = 400_000
+"""Longest final answer, in characters; and in bytes of JSON, with `_ESCAPES` more: it must fit one event."""
+_ESCAPES = 80_000
 MAX_NAME = 256
 MAX_OPEN = 64
 """Text blocks that may be streaming at the same time, over all messages and sub-agents."""
@@ -85,7 +86,7 @@ class ClaudeStreamParser:
         said = result.get("num_turns")
         turns = said if isinstance(said, int) and 0 <= said < 1 << 31 else self._turns
         is_error = result.get("is_error") is not False or exit_code != 0
-        return AgentResult(_cut(text, MAX_OUTPUT) if text else None, is_error, turns)
+        return AgentResult(_fitting(text) if text else None, is_error, turns)
 
     def _delta(self, data: Json) -> Iterator[Body]:
         event = data.get("event")
@@ -188,6 +189,14 @@ def _name(value: Any) -> str:
 def _cut(text: str, limit: int = MAX_TEXT) -> str:
     note = "… [cut]"
     return text if len(text) <= limit else text[: limit - len(note)] + note
+
+
+def _fitting(text: str) -> str:
+    """The beginning of `text` that an event can hold, however many bytes its characters take."""
+    limit = MAX_OUTPUT
+    while len(json.dumps(text := _cut(text, limit), ensure_ascii=False).encode()) > MAX_OUTPUT + _ESCAPES:
+        limit = len(text) * 3 // 4
+    return text
 
 
 def _clean(value: Any) -> Any:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anyio import to_thread
+from pydantic_core import PydanticSerializationError
 
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
 from voidbox_lab.spec import RunRecord, RunSpec
@@ -272,7 +273,11 @@ def _mapped(path: Path) -> Iterator[None]:
 
 
 def _body(entry: Entry) -> str:
-    text = entry.body.model_dump_json()
+    try:
+        text = entry.body.model_dump_json()
+    except PydanticSerializationError as e:
+        # What one guest made of its event must not cost the others theirs.
+        raise UserError(f"An event of type {entry.body.type!r} has no JSON form.", cause="event") from e
     if len(text.encode()) > MAX_EVENT_BYTES:
         raise LimitExceeded(
             f"An event of type {entry.body.type!r} has more than {MAX_EVENT_BYTES} bytes.",
