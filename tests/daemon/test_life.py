@@ -176,3 +176,17 @@ def test_the_log_is_bounded(fake: Settings) -> None:
     ensure_daemon(fake)
     assert LOG_BYTES * LOG_FILES <= 4 << 20
     assert "starts" in (fake.data / "logs" / "daemon.log").read_text()
+
+
+def test_its_descriptor_limit_is_raised() -> None:
+    """A login's soft limit of 1024 would fall to some fifteen boxes that hold all the connections they may."""
+    script = """
+import resource
+from voidbox_lab.daemon import serve
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+serve._raise_descriptor_limit()
+print(resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, serve.MAX_DESCRIPTORS), hard))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "True\n"

@@ -11,6 +11,7 @@ import fcntl
 import logging
 import logging.handlers
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ from voidbox_lab.settings import AccelChoice, Settings, VsockChoice
 IDLE_S = 15 * 60.0
 LOCK_S = 45.0
 """How long a starting daemon waits for one that is ending."""
+MAX_DESCRIPTORS = 1 << 16
 LOG_BYTES, LOG_FILES = 1 << 20, 3
 
 log = logging.getLogger(__name__)
@@ -46,12 +48,21 @@ def main(make_backend: MakeBackend, settings: Settings | None = None) -> int:
     settings = (settings or read_settings(sys.argv[1:])).prepare()
     idle_s = idle_from_env(os.environ)
     _log_to(settings.data / "logs" / "daemon.log")
+    _raise_descriptor_limit()
     with _alone(settings) as alone:
         if alone:
             log.info("daemon %s of pid %d starts", __version__, os.getpid())
             anyio.run(serve, settings, make_backend, idle_s)
             log.info("daemon of pid %d ended", os.getpid())
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as allowed: a box may hold 64 connections, and a login's soft limit is often 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def read_settings(arguments: list[str]) -> Settings:
