@@ -78,3 +78,15 @@ def test_doctor_boots_a_box_and_measures(env: dict[str, str]) -> None:
     assert report["ok"]
     assert {"image", "libvirt", "accelerator", "vsock", "boot", "exec", "keys"} <= steps.keys()
     assert steps["boot"]["seconds"] > 0
+
+
+def test_a_stopped_daemon_cancels_the_command(env: dict[str, str]) -> None:
+    """And says so: nobody's fault, nothing lost."""
+    argv = [sys.executable, "-m", "voidbox_lab.cli", "exec", "-v", "--memory", "256", "--", "sleep", "100"]
+    with subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b"up after" in process.stderr.readline()
+        voidbox(env, "daemon", "stop")
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.startswith(b"cancelled"), said

@@ -188,6 +188,14 @@ def test_ctrl_c_stops_the_cell_and_those_after_it(tmp_path: Path) -> None:
     assert not (tmp_path / "next").exists()
 
 
+@pytest.mark.parametrize(("name", "code"), [("UserError", 2), ("BoxLost", 3), ("LimitExceeded", 4)])
+def test_an_error_of_ours_keeps_its_kind(name: str, code: int, tmp_path: Path) -> None:
+    """Through the notebook, to the exit code."""
+    limit = ", limit='time'" if name == "LimitExceeded" else ""
+    source = f"from voidbox_lab import errors\nraise errors.{name}('It is so.'{limit})"
+    assert run(["run", str(book(tmp_path / "a.ipynb", source))]) == code
+
+
 @pytest.mark.parametrize("content", [None, b"not json", b"{}"])
 def test_not_a_notebook_is_a_user_error(content: bytes | None, tmp_path: Path) -> None:
     """Missing, not JSON, or JSON of another kind."""

@@ -39,21 +39,24 @@ def start() -> None:
 def status(json: Json = False) -> None:
     """Say whether a daemon runs, and what it does."""
     settings = Settings.from_env()
+    log = settings.data / "logs" / "daemon.log"
     try:
         with Client(settings, start=False) as client:
             health = client.health()
     except (ProviderError, httpx.TransportError):
         if json:
-            print_json({"running": False, "socket": str(settings.socket)})
+            print_json({"running": False, "socket": str(settings.socket), "log": str(log)})
         else:
-            out.print(f"no daemon on {settings.socket}", markup=False)
+            out.print(f"no daemon on {settings.socket}, log in {log}", markup=False)
         return
     if json:
-        print_json({"running": True, "socket": str(settings.socket)} | health.model_dump(mode="json"))
+        print_json(
+            {"running": True, "socket": str(settings.socket), "log": str(log)} | health.model_dump(mode="json")
+        )
     else:
         out.print(
             f"daemon {health.pid}, version {health.version}, up {ago(health.uptime_s)}, {health.runs} runs, "
-            f"{health.boxes} boxes, keys: {', '.join(health.keys) or 'none'}",
+            f"{health.boxes} boxes, keys: {', '.join(health.keys) or 'none'}, log in {log}",
             markup=False,
         )
 

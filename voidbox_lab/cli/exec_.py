@@ -71,8 +71,8 @@ def exec_(
         complain(e)
         raise Exit(CAUSES.get(e.cause or "", OURS)) from e
     except VoidboxError as e:
-        complain(e)
-        raise Exit(OURS) from e
+        code = complain(e)
+        raise Exit(code if e.kind == "cancelled" else OURS) from e
     raise ProviderError("The daemon ended the command's stream without its exit code; see its log.")
 
 

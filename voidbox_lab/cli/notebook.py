@@ -10,17 +10,32 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from voidbox_lab.cli.output import ago, dollars, err, out, print_json
-from voidbox_lab.errors import Cancelled, CommandFailed, LimitExceeded, ProviderError, UserError, VoidboxError
+from voidbox_lab.errors import (
+    BoxLost,
+    Cancelled,
+    CommandFailed,
+    LimitExceeded,
+    ProviderError,
+    Unavailable,
+    UserError,
+    VoidboxError,
+    from_dict,
+)
 from voidbox_lab.settings import Settings
+
+if TYPE_CHECKING:
+    from nbclient.exceptions import CellExecutionError
 
 RUN_MIME = "application/vnd.voidbox.run+json"
 """What `voidbox_lab.widgets` gives a run's output in a notebook."""
+_OURS = (BoxLost, Cancelled, LimitExceeded, ProviderError, Unavailable, UserError)
+_LATE = "CellTimeoutError"
 
 
 def run(
@@ -125,7 +140,7 @@ class _Stop:
 def _execute(book: Any, path: Path, timeout: float) -> VoidboxError | None:
     """Execute in place; the trouble, if any, after which the cells before it keep their outputs."""
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
     from traitlets.config import Config
 
     config = Config()
@@ -136,6 +151,9 @@ def _execute(book: Any, path: Path, timeout: float) -> VoidboxError | None:
     client = stop.client = NotebookClient(
         book,
         timeout=timeout,
+        # A cell past its time is interrupted, so that it can cancel its run, and then fails under this name.
+        interrupt_on_timeout=True,
+        error_on_timeout={"ename": _LATE, "evalue": "", "traceback": []},
         kernel_name=book.metadata.get("kernelspec", {}).get("name", "python3"),
         resources={"metadata": {"path": str(path.parent)}},
         config=config,
@@ -148,7 +166,18 @@ def _execute(book: Any, path: Path, timeout: float) -> VoidboxError | None:
         return e
     except asyncio.CancelledError:
         return stop.trouble()  # while the kernel was starting, when the handler is still nbclient's
-    except CellTimeoutError:
+    except CellExecutionError as e:
+        return stop.trouble() if stop.asked else _cell_trouble(e, path, timeout)
+    except DeadKernelError:
+        if stop.asked:
+            return stop.trouble()
+        return ProviderError(f"The kernel of {path} died; run the notebook in JupyterLab to see why.")
+    return None
+
+
+def _cell_trouble(error: CellExecutionError, path: Path, timeout: float) -> VoidboxError:
+    """What failed a cell, as the kind it is: an error of ours keeps its kind, any other is the notebook's own."""
+    if error.ename == _LATE:
         return LimitExceeded(
             f"A cell of {path} took longer than {timeout:g} s; give --timeout a larger number.",
             limit="time",
@@ -156,15 +185,8 @@ def _execute(book: Any, path: Path, timeout: float) -> VoidboxError | None:
             unit="s",
             source="user",
         )
-    except CellExecutionError as e:
-        if stop.asked:
-            return stop.trouble()
-        return CommandFailed(f"A cell of {path} failed: {e.ename}: {e.evalue}", exit_code=1)
-    except DeadKernelError:
-        if stop.asked:
-            return stop.trouble()
-        return ProviderError(f"The kernel of {path} died; run the notebook in JupyterLab to see why.")
-    return None
+    kind = next((c.kind for c in _OURS if c.__name__ == error.ename), "command")
+    return from_dict({"kind": kind, "message": f"A cell of {path} failed: {error.ename}: {error.evalue}"})
 
 
 def _show(record: dict[str, Any]) -> None:

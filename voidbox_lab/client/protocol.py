@@ -90,7 +90,8 @@ def lost(what: str, error: Exception) -> ProviderError:
     """The daemon could not be reached, or the connection to it broke."""
     detail = f" ({type(error).__name__})"
     return ProviderError(
-        f"The connection to the daemon was lost while {what}{detail}; look into its log, then try again.",
+        f"The connection to the daemon was lost while {what}{detail}; look into its log, which "
+        "`voidbox daemon status` names, then try again.",
         cause="daemon-lost",
     )
 

@@ -13,12 +13,31 @@ from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.streams import Sender
 from voidbox_lab.engine.ports import Box
 from voidbox_lab.engine.stage import CLOSE_S, GRACE_S, first_error
-from voidbox_lab.errors import LimitExceeded, UserError
+from voidbox_lab.errors import Cancelled, LimitExceeded, UserError
 from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted
 
 
 async def execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
-    """Run `request`, sending ``started``, ``output`` … and ``exit``; raises what `Boxes.open` raises."""
+    """Run `request`, sending ``started``, ``output`` … and ``exit``; raises what `Boxes.open` raises.
+
+    Raises:
+        Cancelled: the daemon was told to end.
+    """
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_end_with, daemon)
+            await _execute(daemon, request, send)
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise first_error(group) from group
+
+
+async def _end_with(daemon: Daemon) -> None:
+    await daemon.stopping.wait()
+    raise Cancelled("The daemon was told to end, so the command was cancelled; run it again.", cause="shutdown")
+
+
+async def _execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
     try:
         stdin = base64.b64decode(request.stdin, validate=True) if request.stdin is not None else None
     except binascii.Error:
