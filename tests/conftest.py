@@ -1,7 +1,8 @@
 """What the whole suite shares: honest skips, a count of boxes that really booted, and a look for leaks.
 
 A test marked `vm` or `browser` may skip only for a missing thing that it names. With `VOIDBOX_REQUIRE_VM=1` such
-a skip is a failure, and so is a session that should have booted boxes and booted none.
+a skip is a failure. A session of all tests that booted no box has failed in any case, and so has one that left
+something behind.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from voidbox_lab.errors import Unavailable
+from voidbox_lab.settings import Settings
 
 REQUIRE_VM = os.environ.get("VOIDBOX_REQUIRE_VM") == "1"
 LEAK_GRACE_S = 10.0
@@ -92,7 +94,7 @@ def _processes() -> Iterator[tuple[int, list[str], bytes]]:
 
 
 def _leaks(config: pytest.Config) -> list[str]:
-    """QEMUs of this session's boxes, and our own processes that carry this session's boot log."""
+    """QEMUs and directories of this session's boxes, and our own processes that carry its boot log."""
     domains = {boot["domain"] for boot in _boots(config)}
     mark = f"VOIDBOX_BOOT_LOG={config.stash[_boot_log]}".encode()
     found = []
@@ -101,7 +103,15 @@ def _leaks(config: pytest.Config) -> list[str]:
         ours = mark in environ and ("voidbox_lab.vsock.device" in text or "voidbox_lab.daemon" in text)
         if ours or any(f"guest={name}," in text for name in domains):
             found.append(f"{pid}: {text[:120]}")
-    return found
+    cache = Settings.from_env().cache / "boxes"
+    places = [*config.stash[_runtime].glob("**/b/vb-*"), *(cache / name for name in domains)]
+    return found + [f"directory {path}" for path in places if path.exists()]
+
+
+def _whole(config: pytest.Config) -> bool:
+    """Whether this session was asked for all tests, and so for boxes."""
+    options = config.option
+    return config.args_source is config.ArgsSource.TESTPATHS and not (options.keyword or options.markexpr)
 
 
 @pytest.hookimpl(trylast=True)
@@ -113,9 +123,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     end = time.monotonic() + LEAK_GRACE_S
     while (left := _leaks(config)) and time.monotonic() < end:
         time.sleep(0.2)
-    config.stash[_findings] = [f"left running: {leak}" for leak in left]
-    if REQUIRE_VM and config.stash.get(_vm_selected, 0) and not _boots(config):
-        config.stash[_findings].append("VM tests were selected and not one box booted")
+    config.stash[_findings] = [f"left behind: {leak}" for leak in left]
+    wanted = _whole(config) or (REQUIRE_VM and config.stash.get(_vm_selected, 0))
+    if wanted and not _boots(config):
+        config.stash[_findings].append("boxes were asked for and not one booted")
     if config.stash[_findings] and exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -1,4 +1,4 @@
-"""The ``voidbox`` command. Each subcommand is a client of the daemon; none touches libvirt itself.
+"""The ``voidbox`` command. All but ``image`` are clients of the daemon; none touches libvirt itself.
 
 Exit codes: 0 success, 1 a run or guest command failed, 2 user error, 3 the host's side failed, 4 a limit
 was hit, 130 cancelled. ``voidbox exec`` returns the guest command's own code instead, and, as timeout(1)

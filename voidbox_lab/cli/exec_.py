@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,6 +34,7 @@ def exec_(
         list[str] | None,
         typer.Option(help="Only these programs may run in the box; may be given again.", show_default=False),
     ] = None,
+    stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Give the command our standard input.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what the box is.")] = False,
 ) -> None:
     """Run a command in a fresh box, streaming its output; the exit code is the command's own."""
@@ -45,7 +45,7 @@ def exec_(
             vcpus=vcpus,
             timeout_s=timeout,
             image=image,
-            stdin=_stdin(),
+            stdin=_stdin() if stdin else None,
             policy=Policy(commands=tuple(allow_command) if allow_command else None),
         )
     except ValidationError as e:
@@ -92,20 +92,14 @@ def _code(ended: ExecExit, timeout: float) -> int:
     return ended.code if ended.code is not None else OURS
 
 
-def _stdin() -> str | None:
-    """What was piped or redirected to us, as base64; None for a terminal or nothing."""
+def _stdin() -> str:
+    """All of our standard input, as base64."""
     try:
-        if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty() or _is_null():
-            return None
         data = sys.stdin.buffer.read(MAX_STDIN + 1)
-    except OSError:
-        return None
+    except OSError as e:
+        raise UserError(f"Standard input cannot be read ({e.strerror}); leave --stdin out.") from e
     if len(data) > MAX_STDIN:
         raise UserError(
             f"Standard input has more than {MAX_STDIN} bytes; give large data to a stage as an input file."
         )
-    return base64.b64encode(data).decode() if data else None
-
-
-def _is_null() -> bool:
-    return Path("/dev/stdin").resolve() == Path("/dev/null")
+    return base64.b64encode(data).decode()
