@@ -111,7 +111,7 @@ def test_a_full_house_has_no_address_twice() -> None:
         for a in root.iter("address")
         if a.get("type") == "pci"
     ]
-    assert len(places) == MAX_DISKS + 3
+    assert len(places) == MAX_DISKS + 1
     assert len(set(places)) == len(places)
     assert all(0 < slot < 0x1F for _, slot, _ in places), "0x00 is the host bridge, 0x1f the south bridge"
     targets = [str(t.get("dev")) for t in root.iter("target") if t.get("dev")]
