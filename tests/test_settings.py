@@ -30,6 +30,15 @@ def test_the_runtime_directory_must_be_ours(tmp_path: Path) -> None:
     settings.runtime.rmdir()
 
 
+def test_the_data_directory_is_private(tmp_path: Path) -> None:
+    """Also one that an earlier release made open."""
+    settings = Settings.from_env({"XDG_RUNTIME_DIR": "/tmp/vb-test-xdg", "VOIDBOX_HOME": str(tmp_path)})
+    assert settings.prepare().data.stat().st_mode & 0o777 == 0o700
+    settings.data.chmod(0o755)
+    assert settings.prepare().data.stat().st_mode & 0o777 == 0o700
+    settings.runtime.rmdir()
+
+
 @pytest.mark.parametrize("name", ["VOIDBOX_ACCEL", "VOIDBOX_VSOCK"])
 def test_a_wrong_choice_is_one_sentence(name: str) -> None:
     """It names the variable and the choices."""

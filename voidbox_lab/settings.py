@@ -89,8 +89,8 @@ class Settings:
             UserError: a root cannot be made or written, or the runtime directory belongs to somebody else
                 or is open to others.
         """
-        for path in (self.cache, self.data):
-            _make(path, 0o777, "VOIDBOX_HOME")
+        _make(self.cache, 0o777, "VOIDBOX_HOME")
+        _make(self.data, 0o700, "VOIDBOX_HOME")
         for path in (self.runtime.parent, self.runtime):
             # A system-provided parent such as /run/user/1000 exists already and is checked all the same.
             _make(path, 0o700, "XDG_RUNTIME_DIR")
@@ -98,6 +98,8 @@ class Settings:
         for path, variable in ((self.data, "VOIDBOX_HOME"), (self.runtime, "XDG_RUNTIME_DIR")):
             if not os.access(path, os.W_OK | os.X_OK):
                 raise _unwritable(path, "it is read-only for this user", variable)
+        # Prompts and answers are in there; one that was made open is closed.
+        _close(self.data, "VOIDBOX_HOME")
         info = self.runtime.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
             raise UserError(
@@ -110,6 +112,14 @@ class Settings:
 def _make(path: Path, mode: int, variable: str) -> None:
     try:
         path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as e:
+        raise _unwritable(path, e.strerror or str(e), variable) from e
+
+
+def _close(path: Path, variable: str) -> None:
+    try:
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o700)
     except OSError as e:
         raise _unwritable(path, e.strerror or str(e), variable) from e
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -22,6 +23,17 @@ async def test_there_and_back(tmp_path: Path) -> None:
     assert await artifacts.has(kept.digest)
     assert await artifacts.put(b"hello") == kept
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 1
+
+
+async def test_nobody_else_can_read_them(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        await (await Artifacts.open(tmp_path / "artifacts")).put(b"hello")
+    finally:
+        os.umask(before)
+    made = list((tmp_path / "artifacts").rglob("*"))
+    assert [oct(p.stat().st_mode & 0o077) for p in (tmp_path / "artifacts", *made)] == ["0o0"] * (1 + len(made))
+    assert {oct(p.stat().st_mode & 0o777) for p in made if p.is_file()} == {"0o400"}
 
 
 async def test_a_damaged_file_is_never_handed_out(tmp_path: Path) -> None:

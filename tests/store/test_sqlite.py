@@ -44,6 +44,28 @@ anyio.run(main)
 
 
 @pytest.mark.anyio
+async def test_nobody_else_can_read_it(tmp_path: Path) -> None:
+    """The database, its log and its index are 0600 under any umask, and one that was open is closed."""
+    path = tmp_path / "store" / "runs.sqlite"
+
+    def modes() -> dict[str, str]:
+        return {p.name: oct(p.stat().st_mode & 0o777) for p in path.parent.iterdir()}
+
+    private = {f"runs.sqlite{end}": "0o600" for end in ("", "-wal", "-shm")}
+    before = os.umask(0o022)
+    try:
+        for _ in range(2):
+            store = await SqliteStore.open(path)
+            await store.list_runs()
+            assert modes() == private
+            await store.aclose()
+            path.chmod(0o644)
+    finally:
+        os.umask(before)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.anyio
 async def test_acknowledged_events_survive_kill_9(tmp_path: Path) -> None:
     """A writer is killed in the middle of writing; all it acknowledged is there, numbered without gaps."""
     path = tmp_path / "runs.sqlite"

@@ -116,7 +116,8 @@ class Artifacts:
         return await to_thread.run_sync(self._place(digest).is_file)
 
     def _prepare(self) -> None:
-        (self.root / "sha256").mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.root / "sha256").mkdir(exist_ok=True, mode=0o700)
         temporary = self.root / "tmp"
         temporary.mkdir(exist_ok=True, mode=0o700)
         for left in temporary.iterdir():
@@ -132,7 +133,7 @@ class Artifacts:
     def _keep(file: IO[bytes], name: Path, place: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
-        os.fchmod(file.fileno(), 0o444)
+        os.fchmod(file.fileno(), 0o400)
         place.parent.mkdir(exist_ok=True, mode=0o700)
         # Also over an existing file: the same bytes, and a damaged one is healed by uploading it again.
         name.replace(place)

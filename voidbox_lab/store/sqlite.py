@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
@@ -126,7 +127,8 @@ class SqliteStore:
     # -- the writer's thread --------------------------------------------------------------------
 
     def _first(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _private(self.path)
         connection = _connect(self.path)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -255,6 +257,17 @@ class SqliteStore:
                 return connection.execute(sql, values).fetchall()
             finally:
                 self._readers.put(connection)
+
+
+def _private(path: Path) -> None:
+    """Make `path` a file of mode 0600; close one that is open to others. SQLite gives -wal and -shm its mode."""
+    # Never opened if it exists: closing it would drop the locks of this process (sqlite.org/howtocorrupt.html).
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+        with contextlib.suppress(FileNotFoundError):
+            if file.stat().st_mode & 0o077:
+                file.chmod(0o600)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
