@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +18,7 @@ from tests.store.conformance import run_spec
 from voidbox_lab.engine import Journal
 from voidbox_lab.engine.journal import joined
 from voidbox_lab.errors import ProviderError
-from voidbox_lab.spec.events import MAX_TEXT, AgentLog, AgentText, ToolCall
+from voidbox_lab.spec.events import MAX_TEXT, AgentLog, AgentText, RunChanged, ToolCall
 from voidbox_lab.store import Entry, SqliteStore
 
 PIECES = st.tuples(
@@ -68,6 +70,22 @@ async def test_a_reader_is_told(tmp_path: Path) -> None:
             await news.wait()
         assert [e.body for e in await store.read_events("r")] == [AgentText(text="ab")]
         tasks.cancel_scope.cancel()
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_nothing_stays_of_a_run_that_nobody_follows(tmp_path: Path) -> None:
+    """A reader asks for news before it learns that the run is over; its event goes with it."""
+    store = await SqliteStore.open(tmp_path / "s.sqlite")
+    await store.create_run("r", run_spec(), at=0)
+    journal = Journal(store)
+    await journal.record("r", None, RunChanged(state="succeeded"))
+    news = journal.news("r")
+    assert journal.news("r") is news, "readers of one run share it"
+    gone = weakref.ref(news)
+    del news
+    gc.collect()
+    assert gone() is None
     await store.aclose()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 import anyio
 
@@ -33,7 +34,8 @@ class Journal:
         self._pending: list[tuple[str, Entry]] = []
         self._wake = anyio.Event()
         self._lock = anyio.Lock()
-        self._news: dict[str, anyio.Event] = {}
+        # Weak: who waits keeps it, so nothing stays of a run that is over and that nobody reads any more.
+        self._news: WeakValueDictionary[str, anyio.Event] = WeakValueDictionary()
 
     async def emit(self, run: str, stage: str | None, body: Body) -> None:
         """Take an event; it is written within `FLUSH_S`. Waits when too many are pending.
