@@ -1,4 +1,4 @@
-"""The daemon's API for async callers: notebooks, the widgets, the JupyterLab door."""
+"""The daemon's API for async callers: notebooks and the widgets."""
 
 from __future__ import annotations
 
