@@ -173,9 +173,8 @@ class Run:
 
     @property
     def cost_usd(self) -> float | None:
-        """Dollars of all stages; None if any of them used tokens that have no known price."""
-        costs = [s.cost_usd for s in self.stages.values() if s.tokens.total > 0]
-        return None if any(c is None for c in costs) else sum((c or 0.0 for c in costs), 0.0)
+        """Dollars of all stages; None if any of them made a call that has no known price."""
+        return self._record.cost_usd
 
     def check(self) -> Run:
         """Self if the run succeeded, else its trouble raised as the error it is."""

@@ -62,6 +62,18 @@ async def test_chat_whole(lab: Bench) -> None:
     assert lab.call.tokens == EXPECTED
 
 
+async def test_an_answer_without_usage_is_unpriced(lab: Bench) -> None:
+    """A known model's answer that could not be metered has been paid for all the same."""
+
+    async def answer(_: Seen, reply: Replier) -> None:
+        await reply.json({"choices": []})
+
+    lab.provider.handler = answer
+    async with lab.client(lab.register("openai:gpt-5")) as client:
+        await client.post("/v1/chat/completions", json={"messages": []})
+    assert (lab.call.status, lab.call.tokens, lab.call.cost_usd) == (200, Tokens(), None)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_responses(lab: Bench, stream: bool) -> None:
     """``response.completed`` carries the counts of a stream."""

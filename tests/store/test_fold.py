@@ -41,7 +41,20 @@ def test_unpriced_is_never_free() -> None:
     assert cost(call(None), call(0.25)) is None
     assert cost(call(0.5), call(None), call(0.5)) is None
     assert cost(call(None, tokens=0, status=502), call(0.5)) == 0.5
+    assert cost(call(None, tokens=0), call(0.5)) is None, "answered and not metered"
+    assert cost(call(None, tokens=0, status=0), call(0.5)) is None, "broken off, perhaps after it was paid for"
+    assert cost(call(0.5), call(None, tokens=0), call(0.5)) is None
     assert cost(call(0.0), call(0.0)) == 0.0
+
+
+def test_a_run_is_unpriced_if_a_stage_is() -> None:
+    """Also where the only call was not metered: no tokens are no sign that nothing was paid."""
+    cost = lambda *calls: fold(*calls).cost_usd  # type: ignore[attr-defined]  # noqa: E731
+    assert cost() == 0.0
+    assert cost(call(0.5)) == 0.5
+    assert cost(call(None, tokens=0, status=529)) == 0.0
+    for status in (200, 0):
+        assert cost(call(None, tokens=0, status=status)) is None
 
 
 def test_only_answered_calls_are_turns() -> None:

@@ -77,6 +77,14 @@ def test_one_unpriced_call_makes_the_sum_unpriced() -> None:
     assert "$0.7500" in static_html.render(played([call(0.25), call(0.5)]), now=200)
 
 
+def test_a_refused_call_leaves_the_price_known() -> None:
+    """As in the store's record: nothing was used, so nothing was left out."""
+    paid = ModelCall(request="r", model="m", source="live", status=200, cost_usd=0.25, duration_s=1)
+    refused = paid.model_copy(update={"status": 529, "cost_usd": None})
+    assert played([refused, paid]).cost_usd == 0.25
+    assert played([paid, refused.model_copy(update={"status": 200})]).cost_usd is None
+
+
 def test_a_result_without_its_call_is_left_out() -> None:
     """The call may have been trimmed, or never made: neither breaks the view."""
     state = played([ToolResult(id="nobody", content="x")])

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from voidbox_lab.cli.output import ago, dollars, out, print_json
 from voidbox_lab.client import Client
-from voidbox_lab.spec import RunRecord
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -32,7 +31,7 @@ def runs(limit: Annotated[int, typer.Option(help="How many, newest first.")] = 2
             record.state,
             escape(", ".join(s.box.name for s in record.spec.stages)),
             str(sum(s.tokens.total for s in stages)),
-            _cost(record),
+            dollars(record.cost_usd),
             datetime.fromtimestamp(record.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         )
     out.print(table)
@@ -45,7 +44,7 @@ def show(run: RunId, json: Json = False) -> None:
     if json:
         print_json(record.model_dump(mode="json"))
         return
-    out.print(f"{record.id}  {record.state}  {_cost(record)}")
+    out.print(f"{record.id}  {record.state}  {dollars(record.cost_usd)}")
     if record.trouble:
         out.print(f"[red]{escape(record.trouble.message)}[/]")
     for name, stage in record.stages.items():
@@ -67,9 +66,3 @@ def cancel(run: RunId) -> None:
     with Client() as client:
         record = client.cancel(run)
     out.print(f"{record.id}  {record.state}")
-
-
-def _cost(record: RunRecord) -> str:
-    """The sum over stages; one unpriced call makes the whole unpriced."""
-    costs = [s.cost_usd for s in record.stages.values() if s.turns]
-    return dollars(None if any(c is None for c in costs) else sum(c or 0 for c in costs))

@@ -129,8 +129,10 @@ class StageRecord(Frozen):
     tokens: Tokens = Tokens()
     cost_usd: float | None = None
     """Dollars at list price; None: unpriced. A scripted model costs nothing and is labelled, so it is 0."""
+    unpriced: bool = False
+    """A call that may have cost something had no known price; `cost_usd` is None from then on."""
     turns: int = 0
-    """Model calls."""
+    """Model calls that were answered."""
     tool_calls: int = 0
     started_at: float | None = None
     """UNIX time, seconds."""
@@ -155,6 +157,12 @@ class RunRecord(Frozen):
     finished_at: float | None = None
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     trouble: Trouble | None = None
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Dollars of all stages; None if any of them is unpriced."""
+        costs = [s.cost_usd for s in self.stages.values() if s.unpriced or s.turns or s.tokens.total]
+        return None if any(c is None for c in costs) else sum((c or 0.0 for c in costs), 0.0)
 
     @property
     def result(self) -> str | None:

@@ -73,18 +73,21 @@ def _stage_change(before: StageRecord, event: Event) -> dict[str, Any]:
         case ToolCall():
             return {"tool_calls": before.tool_calls + 1}
         case ModelCall() as call:
+            unpriced = before.unpriced or _unpriced(call)
             return {
                 "model_source": call.source,
                 "tokens": before.tokens + call.tokens,
-                "cost_usd": _cost(before, call),
+                "cost_usd": None if unpriced else _sum(before.cost_usd, call.cost_usd),
+                "unpriced": unpriced,
                 "turns": before.turns + (1 if 200 <= call.status < 300 else 0),
             }
     return {}
 
 
-def _cost(before: StageRecord, call: ModelCall) -> float | None:
-    """The sum so far; None once anything that used tokens had no known price."""
-    unpriced = before.cost_usd is None and before.tokens.total > 0
-    if call.cost_usd is None:
-        return None if call.tokens.total > 0 else before.cost_usd
-    return None if unpriced else (before.cost_usd or 0.0) + call.cost_usd
+def _unpriced(call: ModelCall) -> bool:
+    """Whether it may have cost something nobody knows: only a refusal that used no tokens is surely free."""
+    return call.cost_usd is None and (call.status < 400 or call.tokens.total > 0)
+
+
+def _sum(before: float | None, cost: float | None) -> float | None:
+    return before if cost is None else (before or 0.0) + cost

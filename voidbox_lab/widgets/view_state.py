@@ -173,7 +173,7 @@ def _settle_stage(view: StageView, kept: StageRecord) -> StageView:
         box=kept.box or view.box,
         model_source=kept.model_source or view.model_source,
         tokens=kept.tokens,
-        cost_usd=kept.cost_usd if kept.turns else view.cost_usd,
+        cost_usd=kept.cost_usd if kept.turns or kept.unpriced else view.cost_usd,
         turns=kept.turns,
         tool_calls=kept.tool_calls,
         started_at=kept.started_at,
@@ -292,7 +292,8 @@ def _notice(stage: StageView, body: Notice, at: float) -> StageView:
 
 
 def _model_call(stage: StageView, body: ModelCall, _at: float) -> StageView:
-    known = stage.cost_usd is not None and body.cost_usd is not None
+    refused = body.status >= 400 and not body.tokens.total
+    known = stage.cost_usd is not None and (refused or body.cost_usd is not None)
     return replace(
         stage,
         model_source=body.source,
