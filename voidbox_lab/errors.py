@@ -125,10 +125,10 @@ def from_dict(data: dict[str, Any]) -> VoidboxError:
     if kind == "limit":
         return LimitExceeded(
             message,
-            limit=str(data.get("limit", cause or "unknown")),
+            limit=str(data.get("limit") or cause or "unknown"),
             value=data.get("value"),
-            unit=str(data.get("unit", "")),
-            source=str(data.get("source", "default")),
+            unit=str(data.get("unit") or ""),
+            source=str(data.get("source") or "default"),
             cause=cause,
         )
     if kind == "command":

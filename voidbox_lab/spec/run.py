@@ -94,12 +94,18 @@ class Trouble(Frozen):
     kind: TroubleKind
     message: str
     cause: str | None = None
+    type: str | None = None
+    """The error's class, where the kind has several."""
     exit_code: int | None = None
+    limit: str | None = None
+    value: float | None = None
+    unit: str | None = None
+    source: str | None = None
 
     @classmethod
     def from_error(cls, error: Mapping[str, Any]) -> Trouble:
-        """From `VoidboxError.to_dict`."""
-        return cls(**{k: error[k] for k in ("kind", "message", "cause", "exit_code") if k in error})
+        """From `VoidboxError.to_dict`; `errors.from_dict` makes the error of it again."""
+        return cls(**{k: error[k] for k in cls.model_fields if k in error})
 
 
 class BoxFacts(Frozen):
