@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from voidbox_lab.errors import Unavailable
@@ -39,6 +40,11 @@ def anyio_backend() -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Every process that this session starts counts its boxes in one file."""
+    # Machines are shared: how long an example takes says nothing about the code.
+    hypothesis.settings.register_profile(
+        "shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("shared")
     handle, name = tempfile.mkstemp(prefix="voidbox-boots-", suffix=".jsonl")
     os.close(handle)
     config.stash[_boot_log] = Path(name)

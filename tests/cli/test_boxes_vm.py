@@ -44,7 +44,7 @@ def voidbox(env: dict[str, str], *argv: str, stdin: bytes | None = None) -> subp
 def test_streams_input_and_code_are_the_commands_own(env: dict[str, str]) -> None:
     """Standard input goes in; output, errors and exit code come out, apart."""
     done = voidbox(
-        env, "exec", "--memory", "256", "--", "sh", "-c", "tr a-z A-Z; echo err >&2; exit 7", stdin=b"in\n"
+        env, "exec", "-i", "--memory", "256", "--", "sh", "-c", "tr a-z A-Z; echo err >&2; exit 7", stdin=b"in\n"
     )
     assert (done.stdout, done.returncode) == (b"IN\n", 7), done.stderr
     assert done.stderr == b"err\n"

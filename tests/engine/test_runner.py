@@ -13,7 +13,7 @@ import pytest
 
 from tests.engine.doubles import FakeBoxes, FakeExit, FakeSessions, host, says
 from voidbox_lab.engine import Admission, Capacity, Journal, Runner, stage
-from voidbox_lab.errors import BoxLost, ProviderError, UserError
+from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError, UserError
 from voidbox_lab.spec import InputFile, Model, RunRecord, RunSpec, Skill, Stage, VoidBoxSpec
 from voidbox_lab.spec.events import AgentLog, AgentText, Event, RunChanged, StageChanged, Telemetry, ToolCall
 from voidbox_lab.store import Artifacts, SqliteStore, rebuild
@@ -174,6 +174,22 @@ async def test_a_guest_that_does_not_keep_its_own_time_is_stopped_by_the_host(
         record = await it.run(RunSpec(stages=(Stage(box=box("one", timeout_s=0.2)),)))
         assert record.trouble is not None
         assert (record.trouble.kind, record.trouble.cause) == ("limit", "time")
+
+
+async def test_provisioning_has_a_bound_that_grows_with_the_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "PROVISION_S", 0.2)
+    monkeypatch.setattr(stage, "PROVISION_RATE", 1000)
+    (tmp_path / "data").write_bytes(bytes(1000))
+    small = stage.StageJob("r", Stage(box=box("one")), {}, {})
+    large = stage.StageJob("r", Stage(box=box("one")), {"data": tmp_path / "data"}, {"before": "text"})
+    with stage._provisioning(large):
+        await anyio.sleep(0.4)
+    with pytest.raises(LimitExceeded, match="smaller inputs") as e, stage._provisioning(small):
+        await anyio.sleep(5)
+    assert (e.value.source, e.value.value) == ("default", 0.2)
+    assert "timeout" not in e.value.message
 
 
 async def test_a_lost_box_is_the_providers_trouble(lab: Any) -> None:
