@@ -18,7 +18,7 @@ from voidbox_lab.box import Box
 from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.streams import Sender
 from voidbox_lab.engine.stage import CLOSE_S
-from voidbox_lab.errors import VoidboxError
+from voidbox_lab.errors import CommandFailed, LimitExceeded, ProviderError, VoidboxError
 from voidbox_lab.spec import Policy
 from voidbox_lab.spec.api import CheckReport, CheckStep
 from voidbox_lab.vsock import kernel_available
@@ -27,6 +27,8 @@ MEMORY_MB = 512
 EXECS = 7
 """Commands timed; the first is reported apart, for it is cold."""
 PINGS = 20
+SAMPLE_S = 15.0
+"""Bound on the first telemetry sample."""
 
 Found = tuple[str, dict[str, Any]]
 
@@ -139,7 +141,11 @@ async def _exec(box: Box) -> Found:
         done = await box.run(["/bin/true"], timeout_s=30)
         times.append(time.monotonic() - began)
         if done.exit_code != 0:
-            return f"/bin/true ended with {done.exit_code}", {"warning": True}
+            raise CommandFailed(
+                f"/bin/true ended with {done.exit_code} in a box; rebuild its image with `voidbox image build`.",
+                exit_code=done.exit_code,
+                cause="check-exec",
+            )
     pings = sorted([await box.ping() for _ in range(PINGS)])
     first, rest = times[0], statistics.median(times[1:])
     message = (
@@ -151,11 +157,21 @@ async def _exec(box: Box) -> Found:
 
 async def _telemetry(box: Box) -> Found:
     async with aclosing(box.telemetry(0.2)) as samples:  # type: ignore[type-var]  # an async generator behind its protocol
-        with anyio.fail_after(15):
+        with anyio.move_on_after(SAMPLE_S) as scope:
             async for sample in samples:
                 used, total = sample.memory_used_kb >> 10, sample.memory_total_kb >> 10
                 return f"{used} of {total} MiB of memory used, {sample.processes} processes", {
                     "memory_used_mb": used,
                     "memory_total_mb": total,
                 }
-    return "the guest sent no sample", {"warning": True}
+    if scope.cancelled_caught:
+        raise LimitExceeded(
+            f"The guest sent no sample within {SAMPLE_S:g} s; try again when the machine is less busy.",
+            limit="time",
+            value=SAMPLE_S,
+            unit="s",
+        )
+    raise ProviderError(
+        "The guest ended its telemetry without a sample; rebuild the image with `voidbox image build`.",
+        cause="no-telemetry",
+    )
