@@ -31,7 +31,9 @@ CLOSE_S = 20.0
 GRACE_S = 15.0
 """What the guest gets, beyond a stage's time-out, to end the agent itself before the host stops waiting."""
 PROVISION_S = 120.0
-"""Bound on putting inputs and skills into a box."""
+"""Bound on putting inputs and skills into a box, beyond what their size takes at `PROVISION_RATE`."""
+PROVISION_RATE = 5 << 20
+"""Bytes a second that even a slow box takes."""
 MAX_OUTPUT_BYTES = 64 << 20
 """Most bytes an agent may write to its standard output and error together."""
 MAX_INPUT_JSON = 128 * 1024
@@ -94,7 +96,7 @@ async def run_stage(job: StageJob, host: Host, emit: Emit, moved: Callable[[Prog
     async with host.session(job) as session, _open(job, host, adapter, session) as box:
         await emit(BoxBooted(facts=box.facts))
         await moved("provisioning")
-        with _bounded(PROVISION_S, "provisioning the box", job):
+        with _provisioning(job):
             spec = await _provision_inputs(box, job)
             launch = adapter.prepare(spec, spec.skills, session.base_url, session.token)
             for path, data in launch.files.items():
@@ -136,6 +138,24 @@ async def _open(job: StageJob, host: Host, adapter: Adapter, session: Session) -
             log.error("box %s did not close within %g s; the next start sweeps it", box.id, CLOSE_S)
 
 
+@contextmanager
+def _provisioning(job: StageJob) -> Iterator[None]:
+    """Bound on provisioning, which grows with what is to be put in."""
+    size = sum(path.stat().st_size for path in job.inputs.values())
+    size += sum(len(text) for text in job.upstream.values())
+    seconds = round(PROVISION_S + size / PROVISION_RATE, 1)
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise LimitExceeded(
+            f"Stage {job.box.name!r} was stopped: putting {size / (1 << 20):.1f} MiB of inputs into its box took "
+            f"longer than {seconds:g} s; give it smaller inputs, or try again when this machine is less busy.",
+            limit="time",
+            value=seconds,
+            unit="s",
+        )
+
+
 async def _provision_inputs(box: Box, job: StageJob) -> VoidBoxSpec:
     """Put the inputs and the outputs of earlier stages in; the spec with a note about the latter."""
     for name, source in job.inputs.items():
@@ -154,7 +174,7 @@ async def _drive(box: Box, job: StageJob, launch: Launch, parser: Parser, emit: 
     """Start the agent, carry its events, and return its `Exit`."""
     timeout_s = job.box.timeout_s
     budget = _Budget(MAX_OUTPUT_BYTES)
-    with _bounded(timeout_s + GRACE_S, "the agent", job, stated_s=timeout_s):
+    with _bounded(timeout_s + GRACE_S, job, timeout_s):
         process: Process = await box.start_exec(
             launch.argv, env=dict(launch.env), cwd="/workspace", stdin=launch.stdin, timeout_s=timeout_s
         )
@@ -249,17 +269,17 @@ async def _watch(box: Box, emit: Emit) -> None:
 
 
 @contextmanager
-def _bounded(seconds: float, what: str, job: StageJob, *, stated_s: float | None = None) -> Iterator[None]:
-    """`anyio.fail_after` that raises the project's own error, with the bound in it."""
+def _bounded(seconds: float, job: StageJob, stated_s: float) -> Iterator[None]:
+    """`anyio.fail_after` that raises the project's own error, with the stated bound in it."""
     with anyio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
-        raise _too_slow(job, stated_s or seconds, what)
+        raise _too_slow(job, stated_s)
 
 
-def _too_slow(job: StageJob, seconds: float, what: str = "the agent") -> LimitExceeded:
+def _too_slow(job: StageJob, seconds: float) -> LimitExceeded:
     return LimitExceeded(
-        f"Stage {job.box.name!r} was stopped: {what} took longer than {seconds:g} s; raise its timeout.",
+        f"Stage {job.box.name!r} was stopped: the agent took longer than {seconds:g} s; raise its timeout.",
         limit="time",
         value=seconds,
         unit="s",
