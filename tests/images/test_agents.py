@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
+import filelock
 import pytest
 
-from voidbox_lab.errors import ProviderError, Unavailable, UserError
-from voidbox_lab.images import Image, add_agent, agents, resolve
+from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable, UserError
+from voidbox_lab.images import Image, add_agent, agents, resolve, tools
+from voidbox_lab.images.store import Store
 from voidbox_lab.settings import Settings
 
 MakeImage = Callable[..., Image]
@@ -80,6 +85,46 @@ def test_an_agent_is_a_layer_on_top(
         "pack @anthropic-ai/claude-code-linux-x64@9.9.9",
         "view @anthropic-ai/claude-code-linux-x64@9.9.9",
     ]
+
+
+def test_a_layer_that_is_there_waits_for_no_lock(
+    settings: Settings, make_image: MakeImage, fake_npm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may be building for half an hour."""
+    image, _ = make_image(settings), fake_npm(tarball())
+    added = add_agent(settings, image, version="9.9.9")
+    monkeypatch.setattr(Store, "lock", None)
+    assert add_agent(settings, image, version="9.9.9") == added
+
+
+def test_a_slow_tool_gets_all_its_input() -> None:
+    """And one past its bound is ended."""
+    data = bytes(300_000)
+    assert tools.run(["/bin/sh", "-c", "sleep 0.5; cat"], timeout_s=20, stdin=data) == data
+    with pytest.raises(LimitExceeded, match="did not end"):
+        tools.run(["/bin/sh", "-c", "sleep 30 & wait"], timeout_s=0.3)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("held", [False, True])
+async def test_cancelling_ends_the_fetch(
+    settings: Settings, make_image: MakeImage, fake_npm: Callable[..., Path], tmp_path: Path, held: bool
+) -> None:
+    """npm with all it started, and the wait for the lock; nothing half-made stays."""
+    image, calls = make_image(settings), fake_npm(tarball())
+    (tmp_path / "bin" / "npm").write_text(f"#!/bin/sh\nsleep 30 & echo $! > {calls}\nwait\n")
+    with filelock.FileLock(settings.cache / "build.lock") if held else contextlib.nullcontext():
+        began = time.monotonic()
+        with anyio.move_on_after(1):
+            await anyio.to_thread.run_sync(add_agent, settings, image)
+        assert time.monotonic() - began < 5
+    assert not list(settings.cache.glob("building-*"))
+    if not held:
+        with anyio.fail_after(5):
+            while (
+                stat := Path(f"/proc/{calls.read_text().strip()}/stat")
+            ).exists() and ") Z" not in stat.read_text():
+                await anyio.sleep(0.02)
 
 
 def test_the_tested_version_is_pinned(

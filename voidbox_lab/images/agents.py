@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import json
@@ -24,11 +25,12 @@ import pydantic
 from voidbox_lab.errors import ProviderError, Unavailable, UserError
 from voidbox_lab.images import squashfs, tools, unpack
 from voidbox_lab.images.assemble import how
-from voidbox_lab.images.build import publish, read_manifest
+from voidbox_lab.images.build import publish, read_manifest, resolve
 from voidbox_lab.images.model import Image, Progress, Report, silent
-from voidbox_lab.images.store import Store
+from voidbox_lab.images.store import Blob, Store
 from voidbox_lab.resources import data_dir
 from voidbox_lab.settings import Settings
+from voidbox_lab.spec.digest import digest_json
 
 _NPM_TIMEOUT_S = 900.0
 _VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]{1,40})?")
@@ -88,13 +90,21 @@ def add_agent(
         "package": [package.package, wanted, pinned],
         "files": package.files,
     }
+    name = image.name if image.name.endswith(f"+{agent}") else f"{image.name}+{agent}"
+
+    def manifest(layer: Blob) -> dict[str, Any]:
+        made = read_manifest(settings, image)
+        layers = [d for d in made["layers"] if d["name"] != agent]
+        return made | {"layers": [*layers, asdict(layer) | {"name": agent, "version": wanted}]}
+
+    # What is there already must not wait for somebody else's build.
+    if (layer := store.made(inputs, "layers")) is not None:
+        with contextlib.suppress(Unavailable):
+            there = resolve(settings, name)
+            if there.digest == digest_json(manifest(layer)):
+                return there
     with store.lock():
-        layer = store.step(inputs, "layers", make)
-        manifest = read_manifest(settings, image)
-        layers = [d for d in manifest["layers"] if d["name"] != agent]
-        manifest["layers"] = [*layers, asdict(layer) | {"name": agent, "version": wanted}]
-        suffix = f"+{agent}"
-        return publish(store, image.name if image.name.endswith(suffix) else image.name + suffix, manifest)
+        return publish(store, name, manifest(store.step(inputs, "layers", make)))
 
 
 def known_agents() -> list[str]:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any, Literal
 import filelock
 
 from voidbox_lab.errors import LimitExceeded, ProviderError
+from voidbox_lab.images import tools
 from voidbox_lab.spec.digest import canonical_json, digest_file, digest_json
 
 BlobKind = Literal["layers", "kernels", "initrds", "scratch"]
@@ -84,17 +86,26 @@ class Store:
             LimitExceeded: another builder held it for longer than `timeout_s` seconds.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(self.root / "build.lock", timeout=timeout_s):
-                yield
-        except filelock.Timeout:
+        lock = filelock.FileLock(self.root / "build.lock")
+        deadline = time.monotonic() + timeout_s
+        while not lock.is_locked:
+            tools.check_cancelled()
+            with contextlib.suppress(filelock.Timeout):
+                lock.acquire(timeout=max(0.0, min(tools.POLL_S, deadline - time.monotonic())))
+                break
+            if time.monotonic() < deadline:
+                continue
             raise LimitExceeded(
                 f"Another process has been building an image in {self.root} for over {timeout_s:g} s; "
                 "wait for it or end it, then try again.",
                 limit="time",
                 value=timeout_s,
                 unit="s",
-            ) from None
+            )
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:
@@ -133,17 +144,25 @@ class Store:
 
         `inputs` is everything the result depends on, as JSON; `make` gets the path to write to.
         """
-        record = self.root / "steps" / (digest_json([kind, inputs]).removeprefix("sha256:") + ".json")
-        with contextlib.suppress(FileNotFoundError, ProviderError, ValueError):
-            blob = Blob.from_dict(json.loads(record.read_bytes()))
-            if blob.kind == kind and self.whole(blob):
-                return blob
+        if (there := self.made(inputs, kind)) is not None:
+            return there
         with self.workspace() as directory:
             target = directory / "made"
             make(target)
             blob = self.add(kind, target)
-        write(record, canonical_json(asdict(blob)))
+        write(self._record(inputs, kind), canonical_json(asdict(blob)))
         return blob
+
+    def made(self, inputs: Any, kind: BlobKind) -> Blob | None:
+        """What `step` made of `inputs` before, if it is whole; needs no lock."""
+        with contextlib.suppress(FileNotFoundError, ProviderError, ValueError):
+            blob = Blob.from_dict(json.loads(self._record(inputs, kind).read_bytes()))
+            if blob.kind == kind and self.whole(blob):
+                return blob
+        return None
+
+    def _record(self, inputs: Any, kind: BlobKind) -> Path:
+        return self.root / "steps" / (digest_json([kind, inputs]).removeprefix("sha256:") + ".json")
 
 
 def digest_sparse(path: Path) -> str:

@@ -6,11 +6,16 @@ carries the tool's own last lines.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import anyio.from_thread
 
 from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable
 
@@ -27,6 +32,9 @@ PACKAGES = {
     "zstd": "zstd",
 }
 """Host tool to the Debian package that brings it."""
+
+POLL_S = 0.2
+"""How soon a cancelled caller is noticed."""
 
 _ALSO = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 """Searched after PATH: a user's often lacks the places where mkfs.ext4 and debugfs are."""
@@ -70,24 +78,46 @@ def run(
         Unavailable: the tool is not installed.
         LimitExceeded: it ran longer than `timeout_s` seconds and was killed.
         ProviderError: it exited with a status other than 0; the message ends with its last lines.
+
+    A cancelled caller (see `check_cancelled`) ends it at once.
     """
     program = str(argv[0])
     command = [program if "/" in program else find(program), *map(str, argv[1:])]
-    try:
-        done = subprocess.run(
-            command,
-            input=stdin,
-            capture_output=True,
-            cwd=cwd,
-            env=environment(env),
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise too_slow(program, timeout_s) from None
-    if done.returncode:
-        raise failed(program, done.returncode, done.stderr or done.stdout)
-    return done.stdout
+    deadline = time.monotonic() + timeout_s
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=cwd,
+        env=environment(env),
+        start_new_session=True,
+    ) as process:
+        given: bytes | None = stdin
+        try:
+            while True:
+                check_cancelled()
+                try:
+                    printed, said = process.communicate(given, timeout=POLL_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    given = None  # it is kept; giving it again is an error
+                    if time.monotonic() > deadline:
+                        raise too_slow(program, timeout_s) from None
+        except BaseException:
+            # With all it started: npm is a shell, a node and whatever that runs.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise failed(program, process.returncode, said or printed)
+    return printed
+
+
+def check_cancelled() -> None:
+    """In a worker thread of anyio's whose caller was cancelled: raise that cancellation. Elsewhere: nothing."""
+    with contextlib.suppress(RuntimeError):
+        anyio.from_thread.check_cancelled()
 
 
 def failed(program: str, status: int, output: bytes) -> ProviderError:
