@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,24 +85,29 @@ def run(
     program = str(argv[0])
     command = [program if "/" in program else find(program), *map(str, argv[1:])]
     deadline = time.monotonic() + timeout_s
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=cwd,
-        env=environment(env),
-        start_new_session=True,
-    ) as process:
-        given: bytes | None = stdin
+    with contextlib.ExitStack() as stack:
+        # A file, not a pipe: `communicate` does not go on writing after its time-out.
+        given = stack.enter_context(tempfile.TemporaryFile())
+        given.write(stdin)
+        given.seek(0)
+        process = stack.enter_context(
+            subprocess.Popen(
+                command,
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=cwd,
+                env=environment(env),
+                start_new_session=True,
+            )
+        )
         try:
             while True:
                 check_cancelled()
                 try:
-                    printed, said = process.communicate(given, timeout=POLL_S)
+                    printed, said = process.communicate(timeout=POLL_S)
                     break
                 except subprocess.TimeoutExpired:
-                    given = None  # it is kept; giving it again is an error
                     if time.monotonic() > deadline:
                         raise too_slow(program, timeout_s) from None
         except BaseException:
