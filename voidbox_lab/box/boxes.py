@@ -94,6 +94,11 @@ class Boxes:
         tasks.cancel_scope.cancel()
         return await tasks.__aexit__(kind, error, trace)
 
+    @property
+    def running(self) -> int:
+        """Boxes that are open."""
+        return len(self._open)
+
     async def verdict(self, image: images.Image) -> Verdict:
         """The accelerator for boxes of `image`; probed once, by a real boot."""
         async with self._probing:

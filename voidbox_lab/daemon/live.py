@@ -27,6 +27,9 @@ from voidbox_lab.spec import Policy, VoidBoxSpec
 from voidbox_lab.spec.events import ModelCall
 from voidbox_lab.wire.protocol import PROXY_PORT
 
+RETIRED_S = 1.0
+"""How often a lost connection is asked whether its last box is closed."""
+
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +63,7 @@ class LiveBackend:
         self._settings, self._gateway, self._tasks = settings, gateway, tasks
         self._keys: dict[str, str] = {}
         self._opened: _Opened | None = None
+        self._retired: list[_Opened] = []
         self._opening = anyio.Lock()
 
     @property
@@ -106,20 +110,24 @@ class LiveBackend:
         policy: Policy,
     ) -> Box:
         """See `Backend`."""
-        opened = await self._open()
-        try:
-            return await opened.boxes.open(
-                memory_mb=memory_mb,
-                vcpus=vcpus,
-                image=image,
-                agents=agents,
-                gateway_socket=gateway_socket,
-                policy=policy,
-            )
-        except ProviderError as e:
-            if e.cause == "libvirt-lost":
-                self._drop(opened)  # the next box gets a new connection
-            raise
+        for last in (False, True):
+            opened = await self._open()
+            try:
+                return await opened.boxes.open(
+                    memory_mb=memory_mb,
+                    vcpus=vcpus,
+                    image=image,
+                    agents=agents,
+                    gateway_socket=gateway_socket,
+                    policy=policy,
+                )
+            except ProviderError as e:
+                if e.cause != "libvirt-lost":
+                    raise
+                self._retire(opened)
+                if last:
+                    raise
+        raise AssertionError("unreachable")
 
     async def boxes(self) -> Boxes:
         """See `Backend`."""
@@ -137,6 +145,8 @@ class LiveBackend:
         """Begin to close; leaving the context of `live_backend` waits for it."""
         if self._opened is not None:
             self._drop(self._opened)
+        for opened in self._retired:
+            opened.close.set()
 
     async def _open(self) -> _Opened:
         async with self._opening:
@@ -148,6 +158,20 @@ class LiveBackend:
         opened.close.set()
         if self._opened is opened:
             self._opened = None
+
+    def _retire(self, opened: _Opened) -> None:
+        """No new boxes over `opened`; those that run over it finish as they can, and then it is closed."""
+        if self._opened is opened:
+            self._opened = None
+            self._retired.append(opened)
+            self._tasks.start_soon(self._close_when_empty, opened)
+
+    async def _close_when_empty(self, opened: _Opened) -> None:
+        while opened.boxes.running and not opened.close.is_set():
+            with anyio.move_on_after(RETIRED_S):
+                await opened.close.wait()
+        opened.close.set()
+        self._retired.remove(opened)
 
     async def _hold(self, *, task_status: TaskStatus[_Opened]) -> None:
         """Hold the connection and the boxes' task group, which one task must enter and leave."""
