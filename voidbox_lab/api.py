@@ -67,7 +67,7 @@ class VoidBox:
         *,
         prompt: str,
         skills: Iterable[Skill | str | Path] = (),
-        model: str | Model = "scripted:quickstart",
+        model: str | Model,
         memory_mb: int = 512,
         timeout_s: float = 300,
         agent: str = "lab-agent",

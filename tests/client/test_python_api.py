@@ -19,13 +19,16 @@ from voidbox_lab.spec.events import ModelCall
 
 __all__ = ["house", "settings"]
 
+MODEL = "scripted:quickstart"
+
 
 def test_a_declaration(tmp_path: Path) -> None:
     path = tmp_path / "SKILL.md"
     path.write_text("---\nname: adding\ndescription: how to add\n---\nAdd.\n")
-    box = VoidBox("analyst", prompt="p", skills=[path, Skill(name="s", description="", body="b")], memory_mb=256)
+    skills = [path, Skill(name="s", description="", body="b")]
+    box = VoidBox("analyst", model=MODEL, prompt="p", skills=skills, memory_mb=256)
     assert [s.name for s in box.spec.skills] == ["adding", "s"]
-    assert box.spec.model == Model.parse("scripted:quickstart")
+    assert box.spec.model == Model.parse(MODEL)
     assert repr(box) == "<VoidBox analyst · scripted:quickstart · skills: adding, s · 256 MiB>"
 
 
@@ -41,7 +44,13 @@ def test_a_declaration(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_declared(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        VoidBox("analyst", prompt="p", **options)
+        VoidBox("analyst", **{"model": MODEL, "prompt": "p"} | options)
+
+
+def test_a_model_is_chosen_never_assumed() -> None:
+    """A scripted answer by default would pass for a real one."""
+    with pytest.raises(TypeError, match="'model'"):
+        VoidBox("analyst", prompt="p")  # type: ignore[call-arg]
 
 
 def test_inputs_by_name(tmp_path: Path) -> None:
@@ -64,7 +73,7 @@ def test_inputs_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_arun(house: Any) -> None:
-    run = await VoidBox("one", prompt="p").arun({"x.csv": b"a,b\n"}, settings=house.settings)
+    run = await VoidBox("one", model=MODEL, prompt="p").arun({"x.csv": b"a,b\n"}, settings=house.settings)
     assert (run.state, run.result, run.stages["one"].output) == ("succeeded", "one done", "one done")
     assert run.check() is run
     assert house.backend.boxes_[0].files["/workspace/input/x.csv"] == b"a,b\n"
@@ -76,17 +85,19 @@ async def test_run_blocks_inside_a_running_loop(house: Any) -> None:
     """As in a notebook cell: `run` in a thread that has a running loop (not the daemon's, here)."""
 
     async def cell() -> Run:
-        return VoidBox("one", prompt="p").run(settings=house.settings)
+        return VoidBox("one", model=MODEL, prompt="p").run(settings=house.settings)
 
     run = await anyio.to_thread.run_sync(lambda: asyncio.run(cell()))
     assert run.state == "succeeded"
-    plain = await anyio.to_thread.run_sync(lambda: VoidBox("two", prompt="p").run(settings=house.settings))
+    plain = await anyio.to_thread.run_sync(
+        lambda: VoidBox("two", model=MODEL, prompt="p").run(settings=house.settings)
+    )
     assert plain.result == "two done"
 
 
 @pytest.mark.anyio
 async def test_cancelling_the_awaiting_task_cancels_the_run(house: Any) -> None:
-    task = asyncio.create_task(VoidBox("slow", prompt="p").arun(settings=house.settings))
+    task = asyncio.create_task(VoidBox("slow", model=MODEL, prompt="p").arun(settings=house.settings))
     with anyio.fail_after(10):
         while not house.daemon.runner.active:
             await anyio.sleep(0.02)
@@ -103,21 +114,21 @@ async def test_a_failed_run_is_a_run(house: Any) -> None:
     from tests.engine.doubles import FakeExit
 
     house.backend.scripts["one"] = [("exit", FakeExit(code=2))]
-    run = await VoidBox("one", prompt="p").arun(settings=house.settings)
+    run = await VoidBox("one", model=MODEL, prompt="p").arun(settings=house.settings)
     assert run.state == "failed"
     assert run.trouble is not None
     with pytest.raises(CommandFailed, match="exit code 2") as caught:
         run.check()
     assert caught.value.exit_code == 2
     house.backend.fail = LimitExceeded("Box x did not come up within 1 s.", limit="time", cause="boot")
-    run = await VoidBox("one", prompt="p").arun(settings=house.settings)
+    run = await VoidBox("one", model=MODEL, prompt="p").arun(settings=house.settings)
     with pytest.raises(LimitExceeded, match="come up"):
         run.check()
 
 
 @pytest.mark.anyio
 async def test_frames(house: Any) -> None:
-    run = await VoidBox("one", prompt="p").arun(settings=house.settings)
+    run = await VoidBox("one", model=MODEL, prompt="p").arun(settings=house.settings)
     frame = run.to_frame()
     assert list(frame.columns) == list(STAGE_COLUMNS)
     assert frame.index.name == "stage"
@@ -134,7 +145,7 @@ async def test_frames(house: Any) -> None:
 
 @pytest.mark.anyio
 async def test_cost_of_a_run(house: Any) -> None:
-    record = (await VoidBox("one", prompt="p").arun(settings=house.settings)).record
+    record = (await VoidBox("one", model=MODEL, prompt="p").arun(settings=house.settings)).record
     call = ModelCall(
         request="r", model="m", source="live", status=200, tokens=Tokens(input=1), cost_usd=0.25, duration_s=1
     )
@@ -156,6 +167,6 @@ async def test_an_unknown_run(house: Any) -> None:
 @pytest.mark.anyio
 async def test_a_repr_holds_no_control_codes(house: Any) -> None:
     house.backend.fail = ProviderError("bad \x1b[2J\x07 text", cause="x")
-    run = await VoidBox("one", prompt="p").arun(settings=house.settings)
+    run = await VoidBox("one", model=MODEL, prompt="p").arun(settings=house.settings)
     assert "\x1b" not in repr(run)
     assert "bad" in repr(run)
