@@ -13,8 +13,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
 
 from voidbox_lab.client import AsyncClient, Client
 from voidbox_lab.errors import Cancelled, UserError, VoidboxError, from_dict
@@ -43,6 +46,8 @@ Source = str | Path | bytes
 """A file by its path, or its bytes."""
 Inputs = Source | Sequence[str | Path] | Mapping[str, Source] | None
 """A path, paths, or file names with a path or bytes each."""
+CANCEL_S = 5
+"""How long an interrupted caller waits for the daemon to take the cancellation of its run."""
 
 
 class VoidBox:
@@ -112,12 +117,15 @@ class VoidBox:
         async with AsyncClient(settings) as client:
             uploaded = {name: await client.upload(source) for name, source in files.items()}
             spec = validated(RunSpec, stages=(Stage(box=self.spec),), inputs=uploaded)
-            record = await client.submit(spec)
+            record = await submitted(client, spec)
             try:
                 async for _ in client.events(record.id):
                     pass
             except asyncio.CancelledError:
-                await _cancel(client, record.id)
+                with suppress(
+                    VoidboxError, TimeoutError
+                ):  # the daemon is gone, and with it the run; or it is slow
+                    await persistently(client.cancel(record.id), CANCEL_S)
                 raise
             return Run(await client.run(record.id), settings=settings)
 
@@ -264,12 +272,41 @@ def _file(path: str | Path) -> Path:
     return file
 
 
-async def _cancel(client: AsyncClient, run_id: str) -> None:
-    """Cancel a run from a task that is itself being cancelled; bounded."""
+async def submitted(client: AsyncClient, spec: RunSpec) -> RunRecord:
+    """Begin a run whose inputs were uploaded. Cancelled meanwhile, it takes along a run that the daemon began."""
+    answer = asyncio.ensure_future(client.submit(spec))
+
+    async def taken_back() -> None:
+        await client.cancel((await answer).id)
+
     try:
-        await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(client.cancel(run_id))), 5)
-    except (VoidboxError, TimeoutError):
-        return  # the daemon is gone, and with it the run; or it will learn when it answers again
+        await asyncio.wait([answer])
+    except asyncio.CancelledError:
+        with suppress(VoidboxError, TimeoutError):
+            await persistently(taken_back(), CANCEL_S)
+        raise
+    return answer.result()
+
+
+async def persistently(work: Coroutine[Any, Any, T], within_s: float) -> T:
+    """Do what must be done although this task is being cancelled, and may be again: that is not heeded.
+
+    Raises:
+        TimeoutError: `work` took longer than `within_s` and was cancelled.
+    """
+
+    async def bounded() -> T:
+        async with asyncio.timeout(within_s):
+            return await work
+
+    task = asyncio.ensure_future(bounded())
+    with anyio.CancelScope(
+        shield=True
+    ):  # anyio's cancellation keeps coming, asyncio's comes once for each request
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+    return task.result()
 
 
 def _blocking(start: Callable[[], Coroutine[Any, Any, T]]) -> T:

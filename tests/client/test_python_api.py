@@ -11,10 +11,11 @@ import pytest
 
 from tests.daemon.conftest import house, settings
 from voidbox_lab import CommandFailed, LimitExceeded, Run, Skill, UserError, VoidBox
-from voidbox_lab.api import named
+from voidbox_lab.api import named, persistently
+from voidbox_lab.client import AsyncClient
 from voidbox_lab.errors import ProviderError
 from voidbox_lab.observe.frames import STAGE_COLUMNS
-from voidbox_lab.spec import Model, Tokens
+from voidbox_lab.spec import Model, RunRecord, RunSpec, Tokens
 from voidbox_lab.spec.events import ModelCall
 
 __all__ = ["house", "settings"]
@@ -107,6 +108,42 @@ async def test_cancelling_the_awaiting_task_cancels_the_run(house: Any) -> None:
         await task
     assert await house.daemon.runner.finished(run_id, 5)
     assert (await house.client.run(run_id)).state == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_cancelling_during_the_submission_cancels_the_run(
+    house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon has begun it and its answer is on the way, when the cell is stopped, twice."""
+    submit, begun = AsyncClient.submit, asyncio.Event()
+
+    async def slowly(client: AsyncClient, spec: RunSpec) -> RunRecord:
+        record = await submit(client, spec)
+        begun.set()
+        await asyncio.sleep(0.3)
+        return record
+
+    monkeypatch.setattr(AsyncClient, "submit", slowly)
+    box = VoidBox("slow", model=MODEL, prompt="p")
+    task = asyncio.create_task(box.arun(settings=house.settings))
+    await asyncio.wait_for(begun.wait(), 10)
+    (run_id,) = house.daemon.runner.active
+    task.cancel()
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await house.daemon.runner.finished(run_id, 5)
+    assert (await house.client.run(run_id)).state == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_insisting_has_a_bound() -> None:
+    """However often it is cancelled, by asyncio or by a scope."""
+    with anyio.fail_after(2), anyio.CancelScope() as scope:
+        scope.cancel()
+        with pytest.raises(TimeoutError):
+            await persistently(anyio.sleep_forever(), 0.05)
 
 
 @pytest.mark.anyio

@@ -163,6 +163,30 @@ async def test_a_cancelled_cell_cancels_its_run(shell: Any, replayed: ModuleType
 
 
 @pytest.mark.anyio
+async def test_a_cell_stopped_while_it_submits_cancels_its_run(
+    shell: Any, replayed: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has begun and its id is not yet known here."""
+    declared(shell, "endless")
+    submit = replayed.ReplayClient.submit
+
+    async def slowly(client: Any, spec: Any) -> Any:
+        record = await submit(client, spec)
+        await asyncio.sleep(0.3)
+        return record
+
+    monkeypatch.setattr(replayed.ReplayClient, "submit", slowly)
+    source = "%voidbox run analyst"
+    task = asyncio.ensure_future(shell.run_cell_async(source, transformed_cell=shell.transform_cell(source)))
+    while not replayed.RUNS:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    assert isinstance((await task).error_in_exec, Cancelled)
+    await asyncio.wait([replayed.RUNS["replay-1"].task], timeout=2)
+    assert replayed.RUNS["replay-1"].record.state == "cancelled"
+
+
+@pytest.mark.anyio
 async def test_an_attached_cell_only_stops_looking(shell: Any, replayed: ModuleType) -> None:
     """Stopping a cell that attached leaves the run to its owner; %voidbox cancel ends it."""
     declared(shell, "endless")

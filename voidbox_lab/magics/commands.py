@@ -17,7 +17,7 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
-from voidbox_lab.api import Run, named
+from voidbox_lab.api import Run, named, submitted
 from voidbox_lab.client import AsyncClient
 from voidbox_lab.errors import Cancelled, UserError, VoidboxError
 from voidbox_lab.magics import pipeline
@@ -145,7 +145,7 @@ class VoidboxMagics(Magics):
         pipeline.build(order, boxes.__getitem__, {})
         async with AsyncClient() as client:
             inputs = {name: await client.upload(path) for name, path in paths.items()}
-            record = await client.submit(pipeline.build(order, boxes.__getitem__, inputs))
+            record = await submitted(client, pipeline.build(order, boxes.__getitem__, inputs))
             self.started.append(record.id)
             return await self._show(client, record, options, owner=True)
 
