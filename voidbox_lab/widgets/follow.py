@@ -14,6 +14,7 @@ from typing import Protocol
 
 import anyio
 
+from voidbox_lab.api import persistently
 from voidbox_lab.errors import Cancelled, VoidboxError
 from voidbox_lab.spec.events import Event
 from voidbox_lab.spec.run import RunRecord
@@ -48,29 +49,22 @@ async def follow(client: Client, record: RunRecord, surface: Surface, *, owner: 
     """
     tracker = _Tracker(client, record, surface)
     surface.open(tracker.state)
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
     try:
         final = await tracker.to_the_end()
+        tracker.state = settle(tracker.state, final)
+        return final
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None:
-            task.uncancel()
         if not owner:
-            surface.close(tracker.state)
             raise Cancelled(f"Stopped watching the run {record.id}, which goes on.", cause="detached") from None
-        ended = await tracker.stop()
-        if ended is None:
-            message = (
-                f"The run {record.id} was asked to stop and had not ended after {STOP_S} s; it ends by itself."
-            )
-            surface.close(interrupted(tracker.state, message, time.time()))
-        else:
-            surface.close(settle(tracker.state, ended))
+        await tracker.stop()
         raise Cancelled(f"The run {record.id} was cancelled from this cell.", cause="interrupted") from None
-    except VoidboxError:
+    finally:
+        # The requests to stop are answered by `Cancelled`, however many came.
+        while task is not None and task.cancelling() > before:
+            task.uncancel()
         surface.close(tracker.state)
-        raise
-    surface.close(settle(tracker.state, final))
-    return final
 
 
 class _Tracker:
@@ -100,13 +94,18 @@ class _Tracker:
     async def _cancel(self) -> None:
         await self.client.cancel(self.run)
 
-    async def stop(self) -> RunRecord | None:
-        """Cancel the run and wait for its end, `STOP_S` at most; None if that was not enough."""
-        with anyio.move_on_after(STOP_S, shield=True), suppress(VoidboxError):
-            await self.client.cancel(self.run)
-            await self._watch()
-            return await self.client.run(self.run)
-        return None
+    async def stop(self) -> None:
+        """Cancel the run and wait for its end, `STOP_S` at most, however often stop is pressed."""
+        with suppress(VoidboxError, TimeoutError):
+            self.state = settle(self.state, await persistently(self._stopped(), STOP_S))
+            return
+        message = f"The run {self.run} was asked to stop and had not ended after {STOP_S} s; it ends by itself."
+        self.state = interrupted(self.state, message, time.time())
+
+    async def _stopped(self) -> RunRecord:
+        await self.client.cancel(self.run)
+        await self._watch()
+        return await self.client.run(self.run)
 
 
 def _first(group: BaseExceptionGroup[VoidboxError]) -> VoidboxError:
