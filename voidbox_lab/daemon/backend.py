@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Protocol
 
 from starlette.types import ASGIApp
 
 from voidbox_lab.agents import Adapter
 from voidbox_lab.box import Boxes
-from voidbox_lab.engine import Journal, StageJob
-from voidbox_lab.engine.ports import Box
+from voidbox_lab.engine import Journal, StageJob, ports
 from voidbox_lab.engine.stage import Session
 from voidbox_lab.machines import Hypervisor
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import Policy, VoidBoxSpec
+from voidbox_lab.spec import VoidBoxSpec
 
 
-class Backend(Protocol):
-    """Boxes, agents, the gateway and the sweep, of one daemon."""
+class Backend(ports.Boxes, Protocol):
+    """Boxes (see `voidbox_lab.box.Boxes.open`), agents, the gateway and the sweep, of one daemon."""
 
     @property
     def gateway_app(self) -> ASGIApp:
@@ -46,19 +44,6 @@ class Backend(Protocol):
 
     def session(self, job: StageJob) -> AbstractAsyncContextManager[Session]:
         """A gateway session for the time of the context; see `voidbox_lab.engine.stage.Session`."""
-        ...
-
-    async def open(
-        self,
-        *,
-        memory_mb: int,
-        vcpus: int,
-        image: str,
-        agents: Sequence[str],
-        gateway_socket: Path | None,
-        policy: Policy,
-    ) -> Box:
-        """A box; see `voidbox_lab.box.Boxes.open`."""
         ...
 
     async def sweep(self) -> list[str]:
