@@ -1,10 +1,11 @@
 """Where things live and what the environment asks for. Not for anything a run's record must hold.
 
-Three roots, each with one job:
+Four roots, each with one job:
 
 - `cache`: images, package downloads, probe verdicts; may be deleted at any time;
 - `data`: the store of runs and artifacts; precious;
-- `runtime`: sockets and per-box directories; dies with the login session.
+- `runtime`: sockets and per-box directories; dies with the login session;
+- `shm`: guest memory of templates and clones; a tmpfs.
 
 `VOIDBOX_HOME` puts all three under one directory (the tests do), except that sockets stay in a short
 path: a UNIX socket's name holds at most 107 bytes (unix(7)).
@@ -27,6 +28,7 @@ from voidbox_lab.errors import UserError
 APP = "voidbox-lab"
 AccelChoice = Literal["auto", "kvm", "tcg"]
 VsockChoice = Literal["auto", "kernel", "user"]
+WarmChoice = Literal["auto", "off"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,19 @@ class Settings:
     cache: Path
     data: Path
     runtime: Path
+    shm: Path
     libvirt_uri: str | None = None
     """`VOIDBOX_LIBVIRT_URI`; None means: chosen by situation."""
     accel: AccelChoice = "auto"
     """`VOIDBOX_ACCEL`."""
     vsock: VsockChoice = "auto"
     """`VOIDBOX_VSOCK`."""
+    warm: WarmChoice = "auto"
+    """`VOIDBOX_WARM`: ``auto`` starts boxes as clones of a saved template where that works, ``off`` boots each."""
+    spares: int = 4
+    """`VOIDBOX_SPARES`: most clones kept ready for the next stage, per process; 0 keeps none."""
+    templates_mb: int = 4096
+    """`VOIDBOX_TEMPLATES_MB`: megabytes of templates kept on disk; the least recently used go."""
     boot_log: Path | None = None
     """`VOIDBOX_BOOT_LOG`: every box that boots appends a line of JSON there, so that a test run or an
     administrator can count what really booted."""
@@ -55,15 +64,19 @@ class Settings:
         """
         env = dict(os.environ) if env is None else env
         home = env.get("VOIDBOX_HOME")
+        base = _runtime_base(env)
+        # Containers and users have one /dev/shm each or share it by name; what else the runtime directory is
+        # chosen by must tell apart here as well, since boxes in it are swept by their directory.
+        shm = _shm_base(base)
         if home:
             root = Path(home).expanduser().absolute()
             digest = hashlib.sha256(str(root).encode()).hexdigest()[:8]
             cache, data = root / "cache", root / "data"
-            runtime = _runtime_base(env) / digest
+            runtime, shm = base / digest, shm / digest
         else:
             cache = Path(platformdirs.user_cache_dir(APP))
             data = Path(platformdirs.user_data_dir(APP))
-            runtime = _runtime_base(env)
+            runtime = base
         # One cache may serve many homes: CI and tests share the built image.
         if env.get("VOIDBOX_CACHE"):
             cache = Path(env["VOIDBOX_CACHE"]).expanduser().absolute()
@@ -71,9 +84,13 @@ class Settings:
             cache=cache,
             data=data,
             runtime=runtime,
+            shm=shm,
             libvirt_uri=env.get("VOIDBOX_LIBVIRT_URI") or None,
             accel=_choice(env, "VOIDBOX_ACCEL", get_args(AccelChoice)),
             vsock=_choice(env, "VOIDBOX_VSOCK", get_args(VsockChoice)),
+            warm=_choice(env, "VOIDBOX_WARM", get_args(WarmChoice)),
+            spares=_count(env, "VOIDBOX_SPARES", 4),
+            templates_mb=_count(env, "VOIDBOX_TEMPLATES_MB", 4096),
             boot_log=Path(env["VOIDBOX_BOOT_LOG"]) if env.get("VOIDBOX_BOOT_LOG") else None,
         )
 
@@ -91,7 +108,7 @@ class Settings:
         """
         _make(self.cache, 0o777, "VOIDBOX_HOME")
         _make(self.data, 0o700, "VOIDBOX_HOME")
-        for path in (self.runtime.parent, self.runtime):
+        for path in (self.runtime.parent, self.runtime, self.shm.parent, self.shm):
             # A system-provided parent such as /run/user/1000 exists already and is checked all the same.
             _make(path, 0o700, "XDG_RUNTIME_DIR")
         # Not the cache: a built one may be shared, and then it is read only.
@@ -100,12 +117,13 @@ class Settings:
                 raise _unwritable(path, "it is read-only for this user", variable)
         # Prompts and answers are in there; one that was made open is closed.
         _close(self.data, "VOIDBOX_HOME")
-        info = self.runtime.lstat()
-        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
-            raise UserError(
-                f"The runtime directory {self.runtime} is not a private directory of this user; "
-                "remove it, or set XDG_RUNTIME_DIR to a directory with mode 0700."
-            )
+        for path in (self.runtime, self.shm):
+            info = path.lstat()
+            if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+                raise UserError(
+                    f"The directory {path} is not a private directory of this user; "
+                    "remove it, or set XDG_RUNTIME_DIR to a directory with mode 0700."
+                )
         return self
 
 
@@ -136,6 +154,21 @@ def _runtime_base(env: dict[str, str]) -> Path:
     if xdg and len(xdg) < 40 and os.access(xdg, os.W_OK):
         return Path(xdg) / "voidbox"
     return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp") / f"voidbox-{os.getuid()}"  # noqa: S108 - ownership and mode are checked in prepare()
+
+
+def _shm_base(runtime: Path) -> Path:
+    """A directory in /dev/shm that belongs to `runtime`, a runtime directory; below it where there is none."""
+    shm = Path("/dev/shm")  # noqa: S108 - ownership and mode are checked in prepare()
+    if not os.access(shm, os.W_OK | os.X_OK):
+        return runtime / "shm"
+    return shm / f"voidbox-{os.getuid()}-{hashlib.sha256(str(runtime).encode()).hexdigest()[:8]}"
+
+
+def _count(env: dict[str, str], name: str, default: int) -> int:
+    text = env.get(name) or str(default)
+    if not text.isdecimal() or len(text) > 7:
+        raise UserError(f"{name}={text!r} is not a whole number; set one or unset it.")
+    return int(text)
 
 
 def _choice(env: dict[str, str], name: str, choices: tuple[str, ...]) -> Literal["auto"]:

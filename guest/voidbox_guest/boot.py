@@ -13,7 +13,7 @@ from time import CLOCK_REALTIME, clock_settime_ns, monotonic, sleep
 from wire.frames import Decoder
 from wire.handshake import GuestSide, HandshakeError
 from wire.jsonlite import loads
-from wire.protocol import BOOT_DATA, HANDSHAKE_S, READY_LINE
+from wire.protocol import BOOT_DATA, HANDSHAKE_S
 
 from . import kernel
 
@@ -70,30 +70,50 @@ def own_descriptors() -> None:
 def read_boot_data() -> dict[str, Any]:
     """The box's boot data, which only root can read. Raises OSError or WireError."""
     with open(BOOT_DATA, "rb") as file:
-        data = loads(file.read())
+        return parse_boot_data(file.read())
+
+
+def parse_boot_data(raw: bytes) -> dict[str, Any]:
+    """Boot data from its padded bytes. Raises WireError or ValueError."""
+    data = loads(raw.rstrip(b" "))
     if data.get("version") != 1:
         raise ValueError("the boot data has an unknown version")
     return data
 
 
 def identify(data: dict[str, Any]) -> None:
-    """Take on `hostname`, `time_ns` and `entropy` (hex), as far as given. Raises OSError or ValueError."""
+    """Take on `entropy` (hex), `time_ns`, `hostname` and `machine_id`, as far as given, in that order.
+
+    Raises OSError or ValueError."""
     if data.get("entropy"):
         kernel.add_entropy(bytes.fromhex(data["entropy"]))
     if data.get("time_ns"):
         clock_settime_ns(CLOCK_REALTIME, int(data["time_ns"]))
     if data.get("hostname"):
         sethostname(str(data["hostname"])[:63])
+    if data.get("machine_id"):
+        write_machine_id(str(data["machine_id"]))
 
 
-def announce() -> None:
-    """Write the ready line to the console, if the kernel has one."""
+def write_machine_id(text: str) -> None:
+    """machine-id(5): 32 hexadecimal digits and a newline, in place of the same number of bytes, if there were any.
+
+    Not truncated before, so that a clone's costs no new block."""
+    fd = os.open("/etc/machine-id", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444)
+    try:
+        os.write(fd, text[:32].encode().ljust(32, b"0") + b"\n")
+    finally:
+        os.close(fd)
+
+
+def announce(line: str) -> None:
+    """Write `line` to the console, if the kernel has one."""
     try:
         console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         return
     try:
-        os.write(console, READY_LINE.encode() + b"\n")
+        os.write(console, line.encode() + b"\n")
     finally:
         os.close(console)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from anyio.to_thread import run_sync
@@ -15,7 +16,8 @@ from voidbox_lab.settings import Settings
 @pytest.fixture(scope="session")
 async def boxes() -> AsyncIterator[Boxes]:
     """The factory, with the image built."""
-    settings = Settings.from_env().prepare()
+    # No spares: tests compare what is there before and after.
+    settings = replace(Settings.from_env(), spares=0).prepare()
     await run_sync(images.build, settings)
     async with Boxes.here(settings) as made:
         yield made

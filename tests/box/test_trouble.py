@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from voidbox_lab.box.scratch import copy_sparse
 from voidbox_lab.box.trouble import clean, from_guest, lost
 from voidbox_lab.errors import Cancelled, LimitExceeded, ProviderError, UserError, VoidboxError
 from voidbox_lab.machines import Gone
+from voidbox_lab.machines.sparse import copy_sparse
 
 INIT = "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000009"
 

@@ -18,7 +18,9 @@ from voidbox_lab.settings import Settings
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Everything below the test's own directory."""
-    return Settings(cache=tmp_path / "cache", data=tmp_path / "data", runtime=tmp_path / "run")
+    return Settings(
+        cache=tmp_path / "cache", data=tmp_path / "data", runtime=tmp_path / "run", shm=tmp_path / "shm"
+    )
 
 
 def _blob(store: Store, kind: BlobKind, text: str) -> dict[str, Any]:

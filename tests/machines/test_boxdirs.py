@@ -23,7 +23,9 @@ BOX = "vb-0123456789"
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """A home in the test's directory."""
-    return Settings(cache=tmp_path / "cache", data=tmp_path / "data", runtime=tmp_path / "run")
+    return Settings(
+        cache=tmp_path / "cache", data=tmp_path / "data", runtime=tmp_path / "run", shm=tmp_path / "shm"
+    )
 
 
 @pytest.fixture
@@ -75,17 +77,17 @@ def test_the_living_keep_theirs(settings: Settings, owner: Owner) -> None:
 
 
 def test_the_dead_lose_theirs(settings: Settings, owner: Owner) -> None:
-    """Both directories, at once."""
+    """All directories, at once."""
     dirs = claim(settings, replace(owner, start_time=owner.start_time + 1))
-    assert found(settings) == sorted([dirs.runtime, dirs.cache])
+    assert found(settings) == sorted([dirs.runtime, dirs.cache, dirs.memory])
 
 
 def test_an_owner_out_of_sight(settings: Settings, owner: Owner) -> None:
-    """A shared cache is left alone until it has been quiet for a day; a runtime directory dies with its boot."""
+    """A shared cache is left alone until it has been quiet for a day; the others die with their boot."""
     dirs = claim(settings, replace(owner, boot_id="another"))
-    assert found(settings) == [dirs.runtime]
+    assert found(settings) == sorted([dirs.runtime, dirs.memory])
     age(dirs.cache, QUIET_S + 60)
-    assert found(settings) == sorted([dirs.runtime, dirs.cache])
+    assert found(settings) == sorted([dirs.runtime, dirs.cache, dirs.memory])
     dirs.remove()
     dirs = claim(settings, replace(owner, pid_namespace=1))
     assert found(settings) == []

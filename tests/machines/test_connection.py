@@ -17,7 +17,9 @@ from voidbox_lab.settings import Settings
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings nobody else has; no process root claimed."""
-    return Settings(cache=tmp_path / "cache", data=tmp_path, runtime=Path("/run/user/1000/voidbox"))
+    return Settings(
+        cache=tmp_path / "cache", data=tmp_path, runtime=Path("/run/user/1000/voidbox"), shm=tmp_path / "shm"
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ BOX = "vb-0123456789"
 @pytest.fixture
 def owner(tmp_path: Path) -> Owner:
     """This process as an owner."""
-    return Owner.current(Settings(cache=tmp_path, data=tmp_path, runtime=tmp_path / "run & <home>"), BOX)
+    return Owner.current(
+        Settings(cache=tmp_path, data=tmp_path, runtime=tmp_path / "run & <home>", shm=tmp_path / "shm"), BOX
+    )
 
 
 def test_this_process_is_alive(owner: Owner) -> None:

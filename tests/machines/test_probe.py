@@ -54,7 +54,7 @@ def _zombie(pid: int) -> bool:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """A cache of the test's own."""
-    return Settings(cache=tmp_path / "cache", data=tmp_path, runtime=tmp_path)
+    return Settings(cache=tmp_path / "cache", data=tmp_path, runtime=tmp_path, shm=tmp_path / "shm")
 
 
 @pytest.fixture

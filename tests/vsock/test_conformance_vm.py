@@ -14,9 +14,9 @@ import pytest
 from anyio.to_thread import run_sync
 
 from voidbox_lab import images
-from voidbox_lab.box import Box, Boxes, boxes
+from voidbox_lab.box import Box, Boxes, birth
 from voidbox_lab.settings import Settings
-from voidbox_lab.vsock import Transport, kernel_available, open_kernel, open_user
+from voidbox_lab.vsock import Transport, kernel_available, open_kernel, start_user
 
 from . import conformance, guest_peer
 
@@ -47,12 +47,12 @@ async def user() -> AsyncIterator[conformance.Pair]:
     made: list[Any] = []
 
     async def recorded(*args: Any, **options: Any) -> Transport:
-        made.append(await open_user(*args, **options))
+        made.append(await start_user(*args, **options))
         return made[-1]
 
-    settings = replace(Settings.from_env(), vsock="user").prepare()
+    settings = replace(Settings.from_env(), vsock="user", spares=0).prepare()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(boxes, "open_user", recorded)
+        patch.setattr(birth, "start_user", recorded)
         async with serving(settings) as box:
             assert box.facts.vsock == "user"
             yield conformance.Pair(made[0], watched=[os.getpid(), made[0].pid], speed=BUSY)
@@ -63,7 +63,7 @@ async def kernel(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[conf
     """A second transport to a box on the kernel's device."""
     if lacking := kernel_available():
         pytest.skip(f"{lacking} scripts/test-kvm runs this half where there is one.")
-    settings = replace(Settings.from_env(), vsock="kernel").prepare()
+    settings = replace(Settings.from_env(), vsock="kernel", spares=0).prepare()
     cids: list[int] = []
 
     async def recorded(box_dir: Path) -> Transport:
@@ -73,7 +73,7 @@ async def kernel(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[conf
         return transport
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(boxes, "open_kernel", recorded)
+        patch.setattr(birth, "open_kernel", recorded)
         async with serving(settings) as box:
             assert box.facts.vsock == "kernel"
             transport = await open_kernel(tmp_path_factory.mktemp("vsock"))

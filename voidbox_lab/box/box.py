@@ -14,6 +14,7 @@ from voidbox_lab.box import files, process
 from voidbox_lab.box.connection import REQUEST_S, Connection
 from voidbox_lab.box.files import FileInfo, Listing, User
 from voidbox_lab.box.process import Completed, Exit, Output, Process
+from voidbox_lab.box.trouble import first_error
 from voidbox_lab.errors import LimitExceeded, ProviderError
 from voidbox_lab.spec import BoxFacts, Policy, Rlimits
 from voidbox_lab.spec.events import Telemetry
@@ -125,7 +126,7 @@ class Box:
                     tasks.start_soon(_collect, running.stderr, outputs[1], max_output)
                     ended.append(await running.wait())
             except BaseExceptionGroup as group:
-                raise _first(group) from None
+                raise first_error(group) from None
         end = ended[0]
         return Completed(
             tuple(argv),
@@ -249,13 +250,3 @@ async def _collect(output: Output, into: bytearray, limit: int) -> None:
                 value=limit,
                 unit="bytes",
             )
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error to tell: all of a lost box's streams fail alike, so the first that is no cancellation."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            return _first(error)
-        if isinstance(error, Exception):
-            return error
-    return group.exceptions[0]

@@ -1,67 +1,51 @@
-"""Makes boxes: directories, scratch disk, vsock, machine, handshake, policy; and takes them down again.
-
-A box is built on an exit stack: whatever step fails or is cancelled, what came before is undone, shielded and
-within bounds. What even that cannot undo (this process was killed) the next `machines.Hypervisor.sweep` finds by
-its owner.
-"""
+"""Makes boxes: as clones of a template, ready beforehand where the next was foreseen, else by booting them."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 from anyio.to_thread import run_sync
 
 from voidbox_lab import images
+from voidbox_lab.box.birth import TEMPLATE_BOOT_DATA, Birth, BrokenTemplate, NotRestored
 from voidbox_lab.box.box import Box
-from voidbox_lab.box.connection import Connection, shake_hands
-from voidbox_lab.box.life import Life
-from voidbox_lab.box.scratch import copy_sparse
-from voidbox_lab.box.trouble import last_lines
-from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable
-from voidbox_lab.machines import (
-    BoxDirs,
-    Disk,
-    Hypervisor,
-    Machine,
-    MachineSpec,
-    Owner,
-    Verdict,
-    claim,
-    probe_accelerator,
-)
+from voidbox_lab.box.pool import Pool
+from voidbox_lab.box.settle import rehearse, settle
+from voidbox_lab.errors import ProviderError
+from voidbox_lab.machines import Hypervisor, Recipe, Templates, Verdict, probe_accelerator
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import BoxFacts, Policy
-from voidbox_lab.vsock import KernelTransport, Stream, Transport, kernel_available, open_kernel, open_user
+from voidbox_lab.spec.run import BoxStart
 from voidbox_lab.wire import protocol as p
 
 log = logging.getLogger(__name__)
 
 BOOT_S = 180.0
 """Seconds from asking to a handshaken guest unless told otherwise: an emulated boot on a busy host is slow."""
-STEP_S = 30.0
-"""Seconds each step of taking a box down gets."""
+AT_ONCE = max(2, len(os.sched_getaffinity(0)))
+"""Boxes that start at the same time: more would only make each of them late."""
 
 
 class Boxes:
     """The boxes of this process. An async context manager: leaving it closes every box."""
 
     def __init__(self, settings: Settings, hypervisor: Hypervisor) -> None:
-        self._settings, self._hypervisor = settings, hypervisor
+        self._settings, self.hypervisor = settings, hypervisor
         self._tasks: TaskGroup | None = None
         self._open: dict[str, Box] = {}
         self._verdicts: dict[str, Verdict] = {}
         self._probing = anyio.Lock()
+        self._starting = anyio.Semaphore(AT_ONCE)
+        self.templates = Templates(settings, hypervisor, TEMPLATE_BOOT_DATA, p.TEMPLATE_LINE)
+        self.pool = Pool(self._spare, settings.spares if settings.warm == "auto" else 0)
         self.booted = 0
         """Boxes that came up so far."""
 
@@ -80,6 +64,7 @@ class Boxes:
     async def __aenter__(self) -> Boxes:
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
+        self._tasks.start_soon(self.pool.run)
         return self
 
     async def __aexit__(
@@ -87,24 +72,35 @@ class Boxes:
     ) -> bool | None:
         assert self._tasks is not None
         with anyio.CancelScope(shield=True):
+            await self.pool.aclose()
             async with anyio.create_task_group() as closing:
                 for box in tuple(self._open.values()):
                     closing.start_soon(box.close)
+            await self.templates.aclose()
         tasks, self._tasks = self._tasks, None
         tasks.cancel_scope.cancel()
         return await tasks.__aexit__(kind, error, trace)
 
     @property
     def running(self) -> int:
-        """Boxes that are open."""
+        """Boxes that are open; spare ones are not."""
         return len(self._open)
 
     async def verdict(self, image: images.Image) -> Verdict:
         """The accelerator for boxes of `image`; probed once, by a real boot."""
         async with self._probing:
             if image.digest not in self._verdicts:
-                self._verdicts[image.digest] = await probe_accelerator(self._settings, self._hypervisor, image)
+                self._verdicts[image.digest] = await probe_accelerator(self._settings, self.hypervisor, image)
             return self._verdicts[image.digest]
+
+    async def recipe(
+        self, *, memory_mb: int = 512, vcpus: int = 1, image: str = "default", agents: Sequence[str] = ()
+    ) -> Recipe:
+        """What a box of these is made by; see `open`."""
+        found = await run_sync(images.resolve, self._settings, image)
+        for agent in agents:
+            found = await run_sync(images.add_agent, self._settings, found, agent)
+        return Recipe(found, memory_mb, vcpus, (await self.verdict(found)).accelerator)
 
     async def open(
         self,
@@ -117,13 +113,13 @@ class Boxes:
         policy: Policy | None = None,
         timeout_s: float = BOOT_S,
     ) -> Box:
-        """Boot a fresh box and put its policy in force.
+        """Bring up a fresh box and put its policy in force.
 
         Args:
-            agents: agent CLIs to add as layers, e.g. ``claude-code``; fetched the first time, which
-                `timeout_s` does not cover.
+            agents: agent CLIs to add as layers, e.g. ``claude-code``.
             gateway_socket: the host UNIX socket behind ``127.0.0.1:8129`` in the box; None: no way out at all.
-            timeout_s: from now to the handshake.
+            timeout_s: to the handshake. Not in it: what is done once, the fetching of an agent's layer and
+                the making of a template; and waiting for others that start.
 
         Raises:
             Unavailable: this machine lacks an image, QEMU, libvirt or the vsock asked for.
@@ -133,32 +129,32 @@ class Boxes:
         """
         if self._tasks is None:
             raise ProviderError("Boxes are opened inside `async with Boxes(...)`.", cause="closed")
-        found = await self._image(image, agents)
-        verdict = await self.verdict(found)
-        stack = AsyncExitStack()
+        recipe = await self.recipe(memory_mb=memory_mb, vcpus=vcpus, image=image, agents=agents)
+        began = time.monotonic()
+        self.pool.asked(recipe)
+        birth = self.pool.claim(recipe)
+        start: BoxStart = "spare"
+        note = ""
+        if birth is None:
+            async with self._starting:
+                began = time.monotonic()
+                birth, start, note = await self._bear(recipe, timeout_s)
         try:
-            began = time.monotonic()
-            birth = _Birth(self._settings, self._hypervisor, stack, f"vb-{secrets.token_hex(5)}")
-            await birth.prepare(found, gateway_socket)
-            await birth.boot(found, verdict, memory_mb, vcpus, began + timeout_s)
             facts = BoxFacts(
-                isolation=verdict.accelerator,
+                isolation=recipe.accelerator,
                 vsock=birth.transport.kind,
                 domain=birth.id,
-                image=found.digest,
+                image=recipe.image.digest,
                 memory_mb=memory_mb,
                 vcpus=vcpus,
                 boot_s=round(time.monotonic() - began, 3),
+                start=start,
+                start_note=note,
             )
-            life = Life(birth.id, birth.connection, birth.machine, birth.transport)
-            stack.push_async_callback(life.end)
-            self._tasks.start_soon(life.run)
-            closer = _Closer(stack, life, lambda: self._open.pop(birth.id, None))
-            box = Box(birth.connection, facts, closer.close, birth.phases)
-            await birth.settle(box, policy or Policy(), gateway_socket is not None)
+            box = Box(birth.connection, facts, lambda: self._close(birth), birth.phases)
+            await settle(birth, box, policy or Policy(), gateway_socket)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await stack.aclose()
+            await birth.undo()
             raise
         self._open[birth.id] = box
         self.booted += 1
@@ -166,174 +162,59 @@ class Boxes:
             await run_sync(_append, self._settings.boot_log, facts.model_dump_json())
         return box
 
-    async def _image(self, name: str, agents: Sequence[str]) -> images.Image:
-        found = await run_sync(images.resolve, self._settings, name)
-        for agent in agents:
-            found = await run_sync(images.add_agent, self._settings, found, agent)
-        return found
+    async def _close(self, birth: Birth) -> None:
+        await birth.undo()
+        self._open.pop(birth.id, None)
 
+    async def _bear(self, recipe: Recipe, timeout_s: float) -> tuple[Birth, BoxStart, str]:
+        """A new box, how it started, and why it is no clone."""
+        note = ""
+        if self._settings.warm == "auto":
+            try:
+                return await self._clone(recipe, timeout_s), "clone", ""
+            except NotRestored as error:
+                # Said once a template: what is wrong with it does not come back with the next.
+                log.warning("booting a box instead of cloning it: %s", error.message)
+                note = error.message
+        birth = await self._born(recipe, lambda new: new.cold(time.monotonic() + timeout_s))
+        return birth, "cold", note
 
-class _Birth:
-    """One box on its way up. Each step leaves its undoing on the stack."""
+    async def _clone(self, recipe: Recipe, timeout_s: float = BOOT_S) -> Birth:
+        """A clone of the recipe's template.
 
-    transport: Transport
-    machine: Machine
-    connection: Connection
+        Raises:
+            NotRestored: there is no template and none can be made, or it is broken, or its memory has no room.
+            ProviderError, LimitExceeded: the host's side failed otherwise.
+        """
+        try:
+            resident = await self.templates.resident(recipe)
+        except ProviderError as error:
+            raise NotRestored(error.message, cause=error.cause) from error
+        try:
+            return await self._born(recipe, lambda new: new.clone(resident, time.monotonic() + timeout_s))
+        except BrokenTemplate as error:
+            await self.templates.discard(resident, error.message)
+            raise
 
-    def __init__(self, settings: Settings, hypervisor: Hypervisor, stack: AsyncExitStack, box: str) -> None:
-        self._settings, self._hypervisor, self._stack = settings, hypervisor, stack
-        self.id = box
-        self.phases: dict[str, float] = {}
-        self._mark = time.monotonic()
-        self._owner = Owner.current(settings, box)
-        self._secret = secrets.token_bytes(32)
-        self._dirs = BoxDirs.of(settings, box)
+    async def _spare(self, recipe: Recipe) -> Birth:
+        birth = await self._clone(recipe)
+        try:
+            await rehearse(birth.connection)
+        except BaseException:
+            await birth.undo()
+            raise
+        return birth
 
-    def _phase(self, name: str) -> None:
-        now = time.monotonic()
-        self.phases[name] = round(now - self._mark, 4)
-        self._mark = now
-
-    def _undo(self, what: str, step: Callable[[], Any]) -> None:
-        async def bounded() -> None:
-            with anyio.move_on_after(STEP_S, shield=True) as bound:
-                try:
-                    await step()
-                except Exception:
-                    # The rest must be taken down all the same; the next sweep finds this.
-                    log.exception("taking down box %s: %s failed", self.id, what)
-            if bound.cancelled_caught:
-                log.error("taking down box %s: %s took longer than %g s", self.id, what, STEP_S)
-
-        self._stack.push_async_callback(bounded)
-
-    async def prepare(self, image: images.Image, gateway_socket: Path | None) -> None:
-        """Directories, scratch disk, vsock, boot file."""
-        dirs = await run_sync(claim, self._settings, self._owner)
-        self._undo("its directories", lambda: run_sync(dirs.remove))
-        await run_sync(copy_sparse, image.scratch, dirs.cache / "scratch.img")
-        self.transport = await _transport(self._settings, dirs.runtime)
-        self._undo("its vsock", self.transport.aclose)
-        self._listener = self.transport.listen()
-        gateway_port = self.transport.forward(0, gateway_socket) if gateway_socket is not None else 0
-        self._gateway_port = gateway_port
-        data = {
-            "version": 1,
-            "secret": self._secret.hex(),
-            "hostname": self.id,
-            "control_port": self._listener.port,
-            "gateway_port": gateway_port,
-            "entropy": secrets.token_hex(64),
-            "time_ns": time.time_ns(),
-        }
-        await run_sync(_write_private, dirs.runtime / "boot.json", json.dumps(data).encode())
-        self._phase("prepare")
-
-    async def boot(
-        self, image: images.Image, verdict: Verdict, memory_mb: int, vcpus: int, deadline: float
-    ) -> None:
-        """Start the machine, await the guest's call, shake hands."""
-        layers = tuple(Disk(layer.path, True, f"layer{i}") for i, layer in enumerate(image.layers))
-        spec = MachineSpec(
-            name=self.id,
-            memory_mb=memory_mb,
-            vcpus=vcpus,
-            kernel=image.kernel,
-            initrd=image.initrd,
-            cmdline=image.arguments(verdict.accelerator),
-            disks=(*layers, Disk(self._dirs.cache / "scratch.img", False, "scratch")),
-            vsock=self.transport.domain(),
-            boot_file=self._dirs.runtime / "boot.json",
-            console_log=self._dirs.runtime / "console.log",
-            accelerator=verdict.accelerator,
-            owner=self._owner,
-        )
-        self.machine = await self._hypervisor.start(spec, max(1.0, deadline - time.monotonic()))
-        self._undo("its domain", self.machine.destroy)
-        if isinstance(self.transport, KernelTransport) and self.machine.cid is not None:
-            self.transport.assigned(self.machine.cid)
-        self._phase("start")
-        stream = await self._dialled(deadline)
-        self._undo("its connection", stream.aclose)
-        self._listener.close()
-        self._phase("dial")
-        decoder, frames = await shake_hands(stream, self._secret)
-        self.connection = Connection(stream, decoder, frames)
-        self._phase("handshake")
-
-    async def _dialled(self, deadline: float) -> Stream:
-        """The guest's call, or why there will be none."""
-        bound = max(1.0, deadline - time.monotonic())
-        calls: list[Stream] = []
-        ends: list[str] = []
-
-        async def accept(scope: anyio.CancelScope) -> None:
-            calls.append(await self._listener.accept(None))
-            scope.cancel()
-
-        async def watch(scope: anyio.CancelScope) -> None:
-            gone = await self.machine.wait_gone()
-            ends.append(f"{gone.reason}; its console ended with: {last_lines(gone.console_tail) or 'nothing'}")
-            scope.cancel()
-
-        with anyio.move_on_after(bound):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(accept, tasks.cancel_scope)
-                tasks.start_soon(watch, tasks.cancel_scope)
-        if calls:
-            return calls[0]
-        if ends:
-            raise ProviderError(f"Box {self.id} ended while it booted: {ends[0]}.", cause="boot")
-        tail = last_lines(self.machine.console_tail()) or "nothing"
-        raise LimitExceeded(
-            f"Box {self.id} did not come up within {bound:.0f} s; its console ended with: {tail}.",
-            limit="time",
-            value=round(bound, 1),
-            unit="s",
-            cause="boot",
-        )
-
-    async def settle(self, box: Box, policy: Policy, gateway: bool) -> None:
-        """Policy and proxy, once the connection is running."""
-        # The boot data's time is as old as the boot, which may have been a slow one.
-        await self.connection.request(p.OP_IDENTITY, time_ns=time.time_ns())
-        await box.apply(policy)
-        if gateway:
-            await self.connection.request(p.OP_PROXY, listen=p.PROXY_PORT, port=self._gateway_port)
-        facts = (await self.connection.request(p.OP_PING)).get("boot")
-        self._phase("policy")
-        if isinstance(facts, dict):
-            started, dialled = facts.get("pid1_s"), facts.get("dialled_s")
-            if isinstance(started, float) and isinstance(dialled, float):
-                self.phases |= {"kernel": round(started, 3), "agent": round(dialled - started, 3)}
-        box.phases = self.phases
-
-
-class _Closer:
-    """Closes a box once; every later caller waits for the first."""
-
-    def __init__(self, stack: AsyncExitStack, life: Life, forget: Callable[[], object]) -> None:
-        self._stack, self._life, self._forget = stack, life, forget
-        self._lock = anyio.Lock()
-        self._closed = False
-
-    async def close(self) -> None:
-        with anyio.CancelScope(shield=True):
-            async with self._lock:
-                if not self._closed:
-                    self._closed = True
-                    await self._stack.aclose()
-                    self._forget()
-
-
-async def _transport(settings: Settings, box_dir: Path) -> Transport:
-    if settings.vsock != "user":
-        reason = kernel_available()
-        if reason is None:
-            return await open_kernel(box_dir)
-        if settings.vsock == "kernel":
-            raise Unavailable(f"VOIDBOX_VSOCK=kernel, but {reason}")
-    return await open_user(box_dir)
+    async def _born(self, recipe: Recipe, up: Callable[[Birth], Awaitable[None]]) -> Birth:
+        assert self._tasks is not None
+        birth = Birth(self._settings, self.hypervisor, recipe)
+        try:
+            await up(birth)
+            birth.live(self._tasks)
+        except BaseException:
+            await birth.undo()
+            raise
+        return birth
 
 
 def _append(path: Path, line: str) -> None:
@@ -343,10 +224,3 @@ def _append(path: Path, line: str) -> None:
         os.write(fd, line.encode() + b"\n")
     finally:
         os.close(fd)
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    """Blocking."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)

@@ -34,6 +34,11 @@ class Life:
         self._finished = anyio.Event()
         self._ending = False
 
+    @property
+    def over(self) -> bool:
+        """The box is gone, or going."""
+        return self._ending or self._first.is_set()
+
     async def run(self) -> None:
         """Pump the connection and watch."""
         try:

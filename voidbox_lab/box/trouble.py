@@ -79,3 +79,13 @@ def lost(box: str, ended: str, gone: Gone | None, *, vsock_died: bool) -> BoxLos
     if gone.reason == "shutdown":
         return BoxLost(f"The guest of box {box} powered itself off{tail}.", cause="guest-agent-died")
     return BoxLost(f"QEMU of box {box} was {gone.reason}{tail}.", cause="qemu-died")
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error to tell: all of a lost box's streams fail alike, so the first that is no cancellation."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return first_error(error)
+        if isinstance(error, Exception):
+            return error
+    return group.exceptions[0]

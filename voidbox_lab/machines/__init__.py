@@ -5,7 +5,11 @@ from voidbox_lab.machines.hypervisor import Hypervisor, Owned
 from voidbox_lab.machines.machine import Machine
 from voidbox_lab.machines.owner import Owner
 from voidbox_lab.machines.probe import Verdict, probe_accelerator
-from voidbox_lab.machines.spec import Accelerator, Disk, Gone, GoneReason, MachineSpec
+from voidbox_lab.machines.spec import Accelerator, Disk, Gone, GoneReason, MachineSpec, MemoryFile
+from voidbox_lab.machines.templates.keeper import Templates
+from voidbox_lab.machines.templates.make import Recipe
+from voidbox_lab.machines.templates.resident import Resident
+from voidbox_lab.machines.templates.store import Template, TemplateStore
 
 __all__ = [
     "Accelerator",
@@ -16,8 +20,14 @@ __all__ = [
     "Hypervisor",
     "Machine",
     "MachineSpec",
+    "MemoryFile",
     "Owned",
     "Owner",
+    "Recipe",
+    "Resident",
+    "Template",
+    "TemplateStore",
+    "Templates",
     "Verdict",
     "claim",
     "probe_accelerator",

@@ -1,7 +1,8 @@
-"""A box's two directories and their owner mark: made whole, found again, removed. Not for what lies in them.
+"""A box's three directories and their owner mark: made whole, found again, removed. Not for what lies in them.
 
 - ``<runtime>/b/<box>/``: sockets, boot file, console log; a short path, dies with the login session;
-- ``<cache>/boxes/<box>/``: the scratch disk, which may grow large.
+- ``<cache>/boxes/<box>/``: the scratch disk, which may grow large;
+- ``<shm>/b/<box>/``: the memory of a clone, until its QEMU has it open.
 
 Each holds ``owner.json``. The cache may be shared by containers, or over NFS by machines, whose processes
 cannot be seen from here; what belongs to those is left alone until it has been quiet for a day.
@@ -36,20 +37,21 @@ class BoxDirs:
 
     runtime: Path
     cache: Path
+    memory: Path
 
     @classmethod
     def of(cls, settings: Settings, box: str) -> BoxDirs:
         """The directories of `box`, existing or not."""
-        return cls(settings.runtime / "b" / box, settings.cache / "boxes" / box)
+        return cls(settings.runtime / "b" / box, settings.cache / "boxes" / box, settings.shm / "b" / box)
 
     def remove(self) -> None:
-        """Delete both; missing ones are fine. Blocking."""
-        for path in (self.runtime, self.cache):
+        """Delete all; missing ones are fine. Blocking."""
+        for path in (self.memory, self.runtime, self.cache):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def claim(settings: Settings, owner: Owner) -> BoxDirs:
-    """Make both directories for ``owner.box``, mode 0700. Blocking, quick.
+    """Make the directories for ``owner.box``, mode 0700. Blocking, quick.
 
     They appear under their names only once the owner mark is in, so a sweep never sees one unmarked.
 
@@ -59,7 +61,7 @@ def claim(settings: Settings, owner: Owner) -> BoxDirs:
     dirs = BoxDirs.of(settings, owner.box)
     text = json.dumps(owner.attributes())
     try:
-        for path in (dirs.runtime, dirs.cache):
+        for path in (dirs.runtime, dirs.cache, dirs.memory):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             part = path.with_name(f"{_PART}{owner.box}")
             part.mkdir(mode=0o700)
@@ -76,7 +78,8 @@ def claim(settings: Settings, owner: Owner) -> BoxDirs:
 
 def left_behind(settings: Settings) -> Iterator[tuple[str, Path]]:
     """``(box, directory)`` of every box directory of this user whose owner is gone. Blocking."""
-    for parent, local in ((settings.runtime / "b", True), (settings.cache / "boxes", False)):
+    places = ((settings.runtime / "b", True), (settings.shm / "b", True), (settings.cache / "boxes", False))
+    for parent, local in places:
         with suppress(FileNotFoundError), os.scandir(parent) as entries:
             for entry in entries:
                 box = entry.name.removeprefix(_PART)

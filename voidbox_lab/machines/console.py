@@ -49,6 +49,7 @@ class Console:
         self.connected = anyio.Event()
         self.ended = anyio.Event()
         """QEMU closed its end, or `close` was called."""
+        self._awaited: dict[bytes, anyio.Event] = {}
         self.pid: int | None = None
         """The process that dialled: QEMU (SO_PEERCRED, unix(7))."""
 
@@ -70,6 +71,14 @@ class Console:
             self.close()
             raise ProviderError(f"The console {self._path} cannot be opened: {error}.") from error
         self._loop.add_reader(self._listener, self._accept)
+
+    def said(self, line: str) -> anyio.Event:
+        """Set once `line` was on the console. A guest can fake it: believe only one of your own."""
+        marker = line.encode()
+        event = self._awaited.setdefault(marker, anyio.Event())
+        if marker in self._tail:
+            event.set()
+        return event
 
     def tail(self, size: int = 4096) -> str:
         """The last `size` bytes of output as text without control characters (newline and tab stay)."""
@@ -109,6 +118,9 @@ class Console:
             self._on_end()
             return
         self._tail += data
+        for marker, event in self._awaited.items():
+            if not event.is_set() and self._tail.find(marker, -len(data) - len(marker)) >= 0:
+                event.set()
         del self._tail[:-TAIL_CAP]
         if self._written + len(data) > LOG_CAP:
             data = b"[the console log passed its cap; it goes on with the last output]\n" + bytes(self._tail)

@@ -34,11 +34,14 @@ def render(spec: MachineSpec) -> str:
     paths = [spec.kernel, spec.initrd, spec.console_log, *(disk.path for disk in spec.disks)]
     if spec.boot_file:
         paths.append(spec.boot_file)
-    vhost_user_socket = spec.vsock.socket if spec.vsock and spec.vsock.kind == "user" else None
-    if spec.vsock and spec.vsock.kind == "user" and vhost_user_socket is None:
+    vsock = None if spec.memory else spec.vsock
+    vhost_user_socket = vsock.socket if vsock and vsock.kind == "user" else None
+    if vsock and vsock.kind == "user" and vhost_user_socket is None:
         raise ValueError("a user-space vsock device needs its socket")
     if vhost_user_socket:
         paths.append(vhost_user_socket)
+    if spec.memory:
+        paths.append(spec.memory.path)
     for text in [*map(str, paths), spec.owner.home, spec.cmdline]:
         if _UNFIT.search(text):
             raise UserError(
@@ -53,10 +56,15 @@ def render(spec: MachineSpec) -> str:
         cpu_model=cpu_model,
         cpu_features=[feature.removeprefix("+") for feature in cpu_features],
         console_socket=console_socket(spec),
-        # A comma separates options on QEMU's command line; a doubled one is a comma.
-        vhost_user_socket=str(vhost_user_socket).replace(",", ",,") if vhost_user_socket else None,
-        kernel_vsock=spec.vsock is not None and spec.vsock.kind == "kernel",
+        vhost_user_socket=_option(vhost_user_socket) if vhost_user_socket else None,
+        memory_file=_option(spec.memory.path) if spec.memory else None,
+        kernel_vsock=vsock is not None and vsock.kind == "kernel",
     )
+
+
+def _option(path: Path) -> str:
+    """`path` within an option of QEMU's command line: a comma separates those, a doubled one is a comma."""
+    return str(path).replace(",", ",,")
 
 
 @cache

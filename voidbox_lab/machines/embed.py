@@ -87,6 +87,8 @@ def prepare(root: Path, cache: Path) -> None:
     root.chmod(0o700)
     _write(root / "etc" / "qemu.conf", QEMU_CONF + (QEMU_CONF_ROOT if os.geteuid() == 0 else ""))
     _copy_new(_kept(cache), _probed(root))
+    # Names of unused memory files (see box.xml.j2) of domains whose end libvirt did not live to see.
+    shutil.rmtree(root / "lib" / "qemu" / "ram", ignore_errors=True)
 
 
 def keep_capabilities(root: Path, cache: Path) -> None:

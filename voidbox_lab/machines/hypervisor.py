@@ -15,16 +15,14 @@ from voidbox_lab.machines import loop, reaper, sweeping
 from voidbox_lab.machines.calls import call, detach, libvirt
 from voidbox_lab.machines.capabilities import renounce_for_children
 from voidbox_lab.machines.connection import Connection, connect
-from voidbox_lab.machines.domain import render, vsock_cid
-from voidbox_lab.machines.machine import Machine
+from voidbox_lab.machines.domain import render
+from voidbox_lab.machines.machine import CALL_TIMEOUT_S, Machine
 from voidbox_lab.machines.owner import Owner
 from voidbox_lab.machines.spec import MachineSpec
 from voidbox_lab.settings import Settings
 
 QEMU_OVERHEAD_MB = 64
 """Host memory a QEMU takes besides the guest's own, at least."""
-CALL_TIMEOUT_S = 30.0
-"""For calls that only look at libvirt's own state."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,8 @@ class Hypervisor:
     async def start(self, spec: MachineSpec, timeout_s: float = 60.0) -> Machine:
         """Start a domain; returns when its first vCPU runs, not when the guest is ready.
 
+        One that is ``incoming`` is left paused and empty; `Machine.restore` is next.
+
         Args:
             timeout_s: seconds for libvirt to start QEMU. A domain that comes up later is destroyed.
 
@@ -120,6 +120,8 @@ class Hypervisor:
         # Where libvirt can, it ends the domain with this connection, that is with this process. The embedded
         # driver cannot, and needs not: `sweep` does it by the owner in the metadata.
         flags = 0 if self._connection.embedded else libvirt.VIR_DOMAIN_START_AUTODESTROY
+        if spec.incoming:
+            flags |= libvirt.VIR_DOMAIN_START_PAUSED
         try:
             domain = await call(
                 f"start {spec.name}",
@@ -134,8 +136,8 @@ class Hypervisor:
             raise
         try:
             await machine.attach(domain)
-            if spec.vsock is not None and spec.vsock.kind == "kernel":
-                machine.cid = vsock_cid(await call("describe the machine", CALL_TIMEOUT_S, domain.XMLDesc, 0))
+            if spec.vsock is not None and not spec.incoming:
+                await machine.read_cid()
         except BaseException:
             await machine.destroy()
             raise

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
 from anyio.to_thread import run_sync
 
 from voidbox_lab.errors import ProviderError
-from voidbox_lab.machines import processes
+from voidbox_lab.machines import processes, saving
 from voidbox_lab.machines.calls import call, libvirt, libvirt_qemu
 from voidbox_lab.machines.console import Console
-from voidbox_lab.machines.domain import console_socket
+from voidbox_lab.machines.domain import console_socket, vsock_cid
 from voidbox_lab.machines.spec import Gone, GoneReason, MachineSpec
 
+CALL_TIMEOUT_S = 30.0
+"""For calls that only look at libvirt's own state."""
+SAVE_TIMEOUT_S = 60.0
+RESTORE_TIMEOUT_S = 60.0
 QUIT_TIMEOUT_S = 3.0
 DESTROY_TIMEOUT_S = 15.0
 KILL_TIMEOUT_S = 5.0
@@ -63,6 +68,54 @@ class Machine:
     def console_tail(self, size: int = 4096) -> str:
         """The last `size` bytes of the guest's console, cleaned of control characters."""
         return self._console.tail(size)
+
+    async def wait_said(self, line: str, timeout_s: float) -> bool:
+        """Wait until the guest wrote `line` to its console; False when it ended or `timeout_s` passed first."""
+        said = self._console.said(line)
+
+        async def ended(scope: anyio.CancelScope) -> None:
+            await self._stopped.wait()
+            scope.cancel()
+
+        with anyio.move_on_after(timeout_s):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ended, tasks.cancel_scope)
+                await said.wait()
+                tasks.cancel_scope.cancel()
+        return said.is_set()
+
+    async def save(self, target: Path, timeout_s: float = SAVE_TIMEOUT_S) -> None:
+        """Stop the machine for good and write its device state to `target`; see `saving.save`.
+
+        Raises:
+            ProviderError: libvirt or QEMU failed, the disk is full, or it took longer than `timeout_s`.
+        """
+        await call("save the machine", timeout_s + 1, saving.save, self._running_domain, target, timeout_s)
+
+    async def restore(self, state: int, timeout_s: float = RESTORE_TIMEOUT_S) -> None:
+        """Load a saved device state, plug vsock in and let the machine run; see `saving.restore`.
+
+        Args:
+            state: a descriptor at the state's beginning.
+
+        Raises:
+            ProviderError: libvirt or QEMU failed, or it took longer than `timeout_s`.
+        """
+        domain = self._running_domain
+        await call("restore a machine", timeout_s + 1, saving.restore, domain, state, self.spec.vsock, timeout_s)
+        await self.read_cid()
+
+    async def read_cid(self) -> None:
+        """For `Hypervisor`: learn the address that libvirt gave a kernel vsock device."""
+        if self.spec.vsock is not None and self.spec.vsock.kind == "kernel":
+            domain = self._running_domain
+            self.cid = vsock_cid(await call("describe the machine", CALL_TIMEOUT_S, domain.XMLDesc, 0))
+
+    @property
+    def _running_domain(self) -> libvirt.virDomain:
+        if self._domain is None:
+            raise ProviderError(f"The machine {self.name} has not started.", cause="libvirt")
+        return self._domain
 
     async def wait_gone(self) -> Gone:
         """Wait, without bound, until the domain has ended; how. Any number of waiters."""

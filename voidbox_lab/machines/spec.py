@@ -36,6 +36,16 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class MemoryFile:
+    """Guest memory as a file, for machines that are saved or restored."""
+
+    path: Path
+    """Exactly the memory's size; in a tmpfs, or the disk would be written with every store of the guest."""
+    shared: bool
+    """Writes go to the file. False: it is mapped copy-on-write, which a vhost-user device cannot follow."""
+
+
+@dataclass(frozen=True)
 class MachineSpec:
     """Everything `Hypervisor.start` needs. Files must exist and stay until the machine is gone."""
 
@@ -56,6 +66,10 @@ class MachineSpec:
     """Where the guest's serial output goes, capped. A socket is made beside it."""
     accelerator: Accelerator
     owner: Owner
+    memory: MemoryFile | None = None
+    """None for a machine that is never saved nor restored. Else `vsock` is plugged in after the restore."""
+    incoming: bool = False
+    """Start empty and paused, for `Machine.restore`."""
 
     def __post_init__(self) -> None:
         """Check ranges.

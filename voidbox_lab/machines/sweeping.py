@@ -15,6 +15,7 @@ from pathlib import Path
 from voidbox_lab.machines import boxdirs, processes
 from voidbox_lab.machines.calls import libvirt, libvirt_qemu
 from voidbox_lab.machines.owner import NAMESPACE, Owner
+from voidbox_lab.machines.templates import resident
 from voidbox_lab.settings import Settings
 
 TIMEOUT_S = 120.0
@@ -46,6 +47,7 @@ def sweep(handle: libvirt.virConnect, settings: Settings) -> list[str]:
         processes.end_box(settings.runtime / "b" / box)
         shutil.rmtree(path, ignore_errors=True)
         removed.add(box)
+    resident.remove_unused(settings.shm)
     return sorted(removed)
 
 

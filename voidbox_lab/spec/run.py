@@ -26,6 +26,7 @@ StageState = Literal[
 RunState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Isolation = Literal["kvm", "tcg"]
 VsockKind = Literal["kernel", "user"]
+BoxStart = Literal["cold", "clone", "spare"]
 
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "skipped"})
 
@@ -120,6 +121,10 @@ class BoxFacts(Frozen):
     vcpus: int
     boot_s: float
     """Seconds from the request to the handshaken guest agent."""
+    start: BoxStart = "cold"
+    """``cold``: its kernel booted; ``clone``: restored from a template; ``spare``: a clone made beforehand."""
+    start_note: str = ""
+    """Why it is not a clone, where one was tried."""
 
 
 class StageRecord(Frozen):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from voidbox_lab.vsock.kernel import KernelTransport, kernel_available, open_kernel
     from voidbox_lab.vsock.stream import Listener, Stream
     from voidbox_lab.vsock.transport import Transport, VsockDevice
-    from voidbox_lab.vsock.user import UserTransport, open_user
+    from voidbox_lab.vsock.user import UserTransport, open_user, start_user
 
 _HOME = {
     "KernelTransport": "kernel",
@@ -30,6 +30,7 @@ _HOME = {
     "VsockDevice": "transport",
     "UserTransport": "user",
     "open_user": "user",
+    "start_user": "user",
 }
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "kernel_available",
     "open_kernel",
     "open_user",
+    "start_user",
 ]
 
 

@@ -77,6 +77,9 @@ class KernelTransport:
         self.cid = cid
         self._known.set()
 
+    async def ready(self) -> None:
+        """See `Transport.ready`: the kernel's device always is."""
+
     def listen(self, port: int = ANY_PORT) -> Listener:
         """See `Transport.listen`. Accepting waits until `assigned` was told whose calls to take."""
         if not 0 <= port <= PORT_MAX:

@@ -39,6 +39,14 @@ class Transport(Protocol):
     cid: int | None
     """The guest's CID: known at once (user) or once `KernelTransport.assigned` was told (kernel)."""
 
+    async def ready(self) -> None:
+        """Wait, within a bound, until a hypervisor may connect to the device.
+
+        Raises:
+            ProviderError: the device did not start; the transport is closed.
+        """
+        ...
+
     def listen(self, port: int = ANY_PORT) -> Listener:
         """Take connections that the guest dials to host `port`; 0 picks a free one (see `Listener.port`).
 

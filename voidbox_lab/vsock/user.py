@@ -35,6 +35,7 @@ STOP_S = 2.0
 BACKLOG = 128
 _PATH_MAX = 107  # unix(7)
 _FIRST_PORT = 1 << 20
+_LOG = "vsock.log"
 _RETRY_S = 0.01
 _DYING_S = 0.5
 """Seconds between the end of a dying process's sockets and its own."""
@@ -69,6 +70,26 @@ class UserTransport:
     def alive(self) -> bool:
         """The device process runs."""
         return not self._closed and self._process.poll() is None
+
+    async def ready(self) -> None:
+        """Wait until the device's sockets listen. On an error the transport is closed.
+
+        Raises:
+            ProviderError: the device did not start within `START_S` seconds (cause ``vsock-start``).
+        """
+        try:
+            with anyio.move_on_after(START_S):
+                if await _first_line(self._process) == b"ready\n":
+                    return
+        except BaseException:
+            await self.aclose()
+            raise
+        await self.aclose()
+        last = (self.box_dir / _LOG).read_bytes()[-400:].decode(errors="replace").strip().rpartition("\n")[2]
+        raise ProviderError(
+            f"The vsock device did not start within {START_S:g} s; its last words: {last or 'none'}.",
+            cause="vsock-start",
+        )
 
     async def wait_gone(self) -> int:
         """Wait until the device process has ended; its exit code. 0: QEMU went first."""
@@ -221,6 +242,13 @@ async def open_user(box_dir: Path, *, cid: int = 3) -> UserTransport:
         UserError: `box_dir` is too long a path for UNIX sockets.
         ProviderError: the device did not start within `START_S` seconds.
     """
+    transport = await start_user(box_dir, cid=cid)
+    await transport.ready()
+    return transport
+
+
+async def start_user(box_dir: Path, *, cid: int = 3) -> UserTransport:
+    """As `open_user`, without waiting: `UserTransport.ready` does, before a QEMU may connect."""
     longest = len(os.fsencode(box_dir / f"vs_{PORT_MAX}"))
     if longest > _PATH_MAX:
         raise UserError(
@@ -230,23 +258,9 @@ async def open_user(box_dir: Path, *, cid: int = 3) -> UserTransport:
     package = Path(voidbox_lab.__file__).parent.parent
     argv = [sys.executable, "-I", "-S", "-c", _BOOT, str(package)]
     argv += ["--socket", str(box_dir / "vu"), "--host-socket", str(box_dir / "vs"), "--cid", str(cid)]
-    log = box_dir / "vsock.log"
-    with log.open("ab") as errors:
+    with (box_dir / _LOG).open("ab") as errors:
         process = await anyio.to_thread.run_sync(_spawn, argv, errors.fileno())
-    transport = UserTransport(box_dir, cid, process)
-    try:
-        with anyio.move_on_after(START_S):
-            if await _first_line(process) == b"ready\n":
-                return transport
-    except BaseException:
-        await transport.aclose()
-        raise
-    await transport.aclose()
-    last = log.read_bytes()[-400:].decode(errors="replace").strip().rpartition("\n")[2]
-    raise ProviderError(
-        f"The vsock device did not start within {START_S:g} s; its last words: {last or 'none'}.",
-        cause="vsock-start",
-    )
+    return UserTransport(box_dir, cid, process)
 
 
 def _spawn(argv: list[str], errors: int) -> subprocess.Popen[bytes]:

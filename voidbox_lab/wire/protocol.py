@@ -78,6 +78,11 @@ AGENT_UID = 1000
 """uid and gid of everything the agent runs."""
 AGENT_HOME = "/home/agent"
 BOOT_DATA = "/sys/firmware/qemu_fw_cfg/by_name/opt/voidbox/boot/raw"
-"""The box's boot data: JSON with version, secret, hostname, control_port, gateway_port, entropy, time_ns."""
+"""The box's boot data: JSON with version, secret, hostname, machine_id, control_port, entropy, time_ns.
+A template's has version and ``"template": true`` alone."""
+BOOT_DATA_SIZE = 1024
+"""Bytes of the boot data, padded with spaces: a clone's must be as long as its template's was."""
 READY_LINE = "voidbox-guest: ready"
-"""The one line the guest agent writes to the console."""
+"""What the guest agent writes to the console before it dials the host."""
+TEMPLATE_LINE = "voidbox-guest: template ready"
+"""What it writes instead in a template: from now on the machine may be saved."""
