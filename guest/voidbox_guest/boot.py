@@ -11,9 +11,9 @@ from _socket import socket as raw_socket
 from time import CLOCK_REALTIME, clock_settime_ns, monotonic, sleep
 
 from wire.frames import Decoder
-from wire.handshake import GuestSide, HandshakeError
+from wire.handshake import SECRET_SIZE, GuestSide, HandshakeError
 from wire.jsonlite import loads
-from wire.protocol import BOOT_DATA, HANDSHAKE_S
+from wire.protocol import BOOT_DATA, BOOT_DATA_SIZE, HANDSHAKE_S
 
 from . import kernel
 
@@ -67,18 +67,50 @@ def own_descriptors() -> None:
             os.close(fd)
 
 
-def read_boot_data() -> dict[str, Any]:
-    """The box's boot data, which only root can read. Raises OSError or WireError."""
-    with open(BOOT_DATA, "rb") as file:
-        return parse_boot_data(file.read())
+def read_boot_data() -> tuple[dict[str, Any], bytearray]:
+    """The box's boot data, which only root can read, and its secret apart.
+
+    Raises OSError, ValueError or WireError.
+    """
+    fd = os.open(BOOT_DATA, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return parse_boot_data(pread_boot_data(fd))
+    finally:
+        os.close(fd)
 
 
-def parse_boot_data(raw: bytes) -> dict[str, Any]:
-    """Boot data from its padded bytes. Raises WireError or ValueError."""
-    data = loads(raw.rstrip(b" "))
-    if data.get("version") != 1:
-        raise ValueError("the boot data has an unknown version")
-    return data
+def pread_boot_data(fd: int) -> bytearray:
+    """What `fd`, of `BOOT_DATA`, says now. Raises OSError."""
+    raw = bytearray(BOOT_DATA_SIZE)
+    size = os.preadv(fd, [raw], 0)
+    del raw[size:]
+    return raw
+
+
+def parse_boot_data(raw: bytearray) -> tuple[dict[str, Any], bytearray]:
+    """Boot data and its secret apart, which is not in `raw` afterwards. Raises ValueError or WireError."""
+    secret = take_secret(raw)
+    data = loads(bytes(raw))
+    if data.pop("secret") != "0" * (2 * SECRET_SIZE) or data.get("version") != 1:
+        raise ValueError("the boot data has an unknown version or form")
+    return data, secret
+
+
+def take_secret(raw: bytearray) -> bytearray:
+    """The secret in `raw`, the boot data's JSON, which has zeros in its place afterwards. Raises ValueError.
+
+    An agent command may be a fork of this process and inherit its memory. Python cannot wipe a str or bytes, nor
+    what a freed one leaves behind, so the secret never becomes one: it goes from one bytearray to another digit by
+    digit, and `shake_hands` wipes that one.
+    """
+    key = b'"secret": "'
+    start = raw.index(key) + len(key)
+    secret = bytearray(SECRET_SIZE)
+    digits = b"0123456789abcdef"
+    for n in range(SECRET_SIZE):
+        secret[n] = digits.index(raw[start + 2 * n]) << 4 | digits.index(raw[start + 2 * n + 1])
+    raw[start : start + 2 * SECRET_SIZE] = b"0" * (2 * SECRET_SIZE)
+    return secret
 
 
 def identify(data: dict[str, Any]) -> None:
@@ -135,11 +167,18 @@ def dial(port: int) -> raw_socket:
             return sock
 
 
-def shake_hands(sock: raw_socket, secret: bytes) -> tuple[Decoder, list[Any]]:
-    """Prove ourselves to the host and the host to us; returns what came after it.
+def shake_hands(sock: raw_socket, secret: bytearray) -> tuple[Decoder, list[Any]]:
+    """Prove ourselves to the host and the host to us; returns what came after it. `secret` is wiped.
 
     Raises HandshakeError, WireError, or OSError (a time-out included).
     """
+    try:
+        return _shake_hands(sock, secret)
+    finally:
+        secret[:] = bytes(len(secret))
+
+
+def _shake_hands(sock: raw_socket, secret: bytearray) -> tuple[Decoder, list[Any]]:
     sock.settimeout(HANDSHAKE_S)
     side, decoder = GuestSide(secret), Decoder()
     sock.sendall(side.hello())

@@ -37,10 +37,10 @@ def _live() -> str:
     boot.mount_all()
     boot.own_descriptors()
     kernel.loopback_up()
-    data = boot.read_boot_data()
+    data, secret = boot.read_boot_data()
     cloned = bool(data.get("template"))
     if cloned:
-        data, started = _be_a_template()
+        data, secret, started = _be_a_template()
     elif time_ns() > int(data.get("time_ns", 0)):
         data["time_ns"] = 0  # the hardware clock is younger than the file, and a clock must not go back
     boot.identify(data)
@@ -52,7 +52,7 @@ def _live() -> str:
         _prepare()  # while the host looks at our call: that time is free
     from . import agent
 
-    decoder, frames = boot.shake_hands(sock, bytes.fromhex(data.pop("secret")))
+    decoder, frames = boot.shake_hands(sock, secret)
     facts = {
         "cloned": cloned,
         "pid1_s": started,
@@ -63,17 +63,17 @@ def _live() -> str:
     return "connection ended: " + agent.Agent(sock, boot=facts).serve(decoder, frames)
 
 
-def _be_a_template() -> tuple[dict[str, Any], float]:
-    """Be saved and wake up in a clone; returns its boot data and the second at which it woke."""
+def _be_a_template() -> tuple[dict[str, Any], bytearray, float]:
+    """Be saved and wake up in a clone; returns its boot data, its secret and the second at which it woke."""
     from . import boot, template
 
     _prepare()
     boot.write_machine_id("")
     template.scrub_free_memory()
-    data = template.await_clone()
+    data, secret = template.await_clone()
     woke = clock_gettime(CLOCK_BOOTTIME)
     template.find_new_devices()
-    return data, woke
+    return data, secret, woke
 
 
 def _prepare() -> None:

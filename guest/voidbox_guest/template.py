@@ -26,8 +26,8 @@ RESCAN = "/sys/class/pci_bus/0000:01/rescan"
 """The bus behind the one PCIe root port, where the host plugs vsock in (``libvirt-templates/box.xml.j2``)."""
 
 
-def await_clone() -> dict[str, Any]:
-    """Say that the machine may be saved now; return, in a clone, with the clone's own boot data.
+def await_clone() -> tuple[dict[str, Any], bytearray]:
+    """Say that the machine may be saved now; return, in a clone, with the clone's own boot data and secret.
 
     fw_cfg belongs to the machine and not to its memory, so the boot data changes under a guest that was
     restored into another machine. Its size does not: the kernel learned that when the template booted, and the
@@ -36,12 +36,12 @@ def await_clone() -> dict[str, Any]:
     boot.announce(TEMPLATE_LINE)
     fd = os.open(BOOT_DATA, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        before = os.pread(fd, 4096, 0)
+        before = boot.pread_boot_data(fd)
         while True:
             sleep(POLL_S)
-            data = os.pread(fd, 4096, 0)
-            if data != before:
-                return boot.parse_boot_data(data)
+            now = boot.pread_boot_data(fd)
+            if now != before:
+                return boot.parse_boot_data(now)
     finally:
         os.close(fd)
 

@@ -48,7 +48,7 @@ class HandshakeError(Exception):
         self.reject = None if by_peer else encode(REJECT, 0, bytes([code]) + message.encode()[:500])
 
 
-def _mac(secret: bytes, role: bytes, protocol: int, nonce_guest: bytes, nonce_host: bytes) -> bytes:
+def _mac(secret: bytes | bytearray, role: bytes, protocol: int, nonce_guest: bytes, nonce_host: bytes) -> bytes:
     return blake2s(protocol.to_bytes(2, "big") + nonce_guest + nonce_host, key=secret, person=role).digest()
 
 
@@ -62,7 +62,7 @@ def _expect(frame: Frame, kind: int) -> bytes:
 
 
 class _Side:
-    def __init__(self, secret: bytes, nonce: bytes | None, protocol: int) -> None:
+    def __init__(self, secret: bytes | bytearray, nonce: bytes | None, protocol: int) -> None:
         if len(secret) != SECRET_SIZE:
             raise ValueError(f"the secret has {len(secret)} bytes, not {SECRET_SIZE}")
         self._secret = secret
@@ -74,9 +74,12 @@ class _Side:
 
 
 class GuestSide(_Side):
-    """The dialling side. Send `hello()`, then what `receive` returns, until `done`."""
+    """The dialling side. Send `hello()`, then what `receive` returns, until `done`.
 
-    def __init__(self, secret: bytes, *, nonce: bytes | None = None, protocol: int = PROTOCOL) -> None:
+    A `bytearray` is kept, not copied: the caller can wipe it when the handshake is over.
+    """
+
+    def __init__(self, secret: bytes | bytearray, *, nonce: bytes | None = None, protocol: int = PROTOCOL) -> None:
         super().__init__(secret, nonce, protocol)
 
     def hello(self) -> bytes:

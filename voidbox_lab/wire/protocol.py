@@ -79,7 +79,7 @@ AGENT_UID = 1000
 AGENT_HOME = "/home/agent"
 BOOT_DATA = "/sys/firmware/qemu_fw_cfg/by_name/opt/voidbox/boot/raw"
 """The box's boot data: JSON with version, secret, hostname, machine_id, control_port, entropy, time_ns.
-A template's has version and ``"template": true`` alone."""
+A template's has version, ``"template": true`` and zeros for the secret."""
 BOOT_DATA_SIZE = 1024
 """Bytes of the boot data, padded with spaces: a clone's must be as long as its template's was."""
 READY_LINE = "voidbox-guest: ready"
