@@ -23,14 +23,6 @@ from voidbox_lab.spec.digest import digest_bytes
 _HERE = Path(__file__).parent
 GUEST_CODE = "usr/lib/voidbox"
 _APPLETS = ("sh", "mount", "insmod", "switch_root", "poweroff")
-_LAUNCHER = f"""#!/usr/bin/python3 -IS
-import os, sys
-sys.path.insert(0, "/{GUEST_CODE}")
-from lab_agent.main import main
-os._exit(main(sys.argv[1:], dict(os.environ), sys.stdin.buffer, sys.stdout.buffer))
-"""
-"""``/usr/bin/lab-agent``: isolated, so that neither the work directory nor PYTHONPATH decides what it imports, and
-nothing of its own path reaches the programs it starts."""
 
 
 def how(*modules: str) -> str:
@@ -93,7 +85,8 @@ def guest_files() -> dict[str, bytes]:
     if not start.is_file():
         raise ProviderError(f"The guest agent's {start} is missing; reinstall voidbox-lab.", cause="incomplete")
     files[f"{GUEST_CODE}/init.py"] = start.read_bytes()
-    files["usr/bin/lab-agent"] = _LAUNCHER.encode()
+    # A copy, not a link: an allowlist of all of /usr/bin/ must cover it.
+    files["usr/bin/lab-agent"] = files[f"{GUEST_CODE}/lab_agent/launcher.py"]
     return files
 
 
