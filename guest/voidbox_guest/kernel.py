@@ -15,7 +15,7 @@ _syscall.restype = ctypes.c_long
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 
-_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
+_PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 15, 36, 38
 
 # System call numbers of 5.13 and later are the same everywhere (asm-generic/unistd.h).
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
@@ -50,6 +50,16 @@ def become_subreaper() -> None:
 def no_new_privileges() -> None:
     """From here on execve(2) grants nothing: set-uid bits and file capabilities are ignored, for ever."""
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+
+
+def set_name(name: bytes) -> None:
+    """The name of this process in ps(1), at most 15 bytes."""
+    _check(_libc.prctl(_PR_SET_NAME, name, 0, 0, 0), "prctl")
+
+
+def make_undumpable() -> None:
+    """From here to the next execve(2) only root may trace this process or read its memory."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
 
 
 def power_off() -> None:

@@ -1,6 +1,7 @@
 """From fork to execve: starts one command with its own session, descriptors, limits and identity.
 
-The child runs a few dozen lines of this warm interpreter and becomes the program; nothing is started twice.
+The child runs a few dozen lines of this warm interpreter and becomes the program; nothing is started twice. The
+default agent is not even started once: see `warm`.
 What fails between fork and exec comes back through a close-on-exec pipe as ``stage:errno``.
 """
 
@@ -11,6 +12,7 @@ import resource
 from _signal import SIG_DFL, SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ, set_wakeup_fd, signal
 from errno import EACCES, ENOENT, ENOTDIR
 
+from . import warm
 from .policy import PATH
 
 TYPE_CHECKING = False
@@ -82,6 +84,8 @@ def spawn(command: Command, stdin: int, stdout: int, stderr: int, report: int, c
         number = ENOENT
         for path in command.candidates():
             try:
+                if warm.stands_for(path, command.policy):
+                    warm.become(path, command)
                 os.execve(path, command.argv, command.env)
             except OSError as error:
                 # As execvp(3): keep looking, but a refusal says more than an absence.
