@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
-from lab_agent import VERSION
+from lab_agent import VERSION, jsons
 
 TYPE_CHECKING = False  # typing's own costs an import
 if TYPE_CHECKING:
@@ -102,6 +101,5 @@ class Events:
             return
         event["session_id"] = self.session_id
         event["uuid"] = new_id()
-        # ASCII escapes also carry lone surrogates, which UTF-8 could not.
-        self._out.write(json.dumps(event, separators=(",", ":")).encode("ascii") + b"\n")
+        self._out.write(jsons.dumps(event) + b"\n")
         self._out.flush()

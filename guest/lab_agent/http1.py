@@ -1,12 +1,14 @@
 """As much of HTTP/1.1 (RFC 9112) as it takes to POST to a server on this machine and read a stream.
 
-Plain http, one request a connection. Instead of http.client, whose imports (email, ssl) take longer than
-the first answer under an emulated CPU.
+Plain http, one request a connection. Instead of http.client and socket, whose imports (email, ssl, enum) take
+longer than the first answer under an emulated CPU.
 """
 
 from __future__ import annotations
 
-import socket
+import io
+from _socket import IPPROTO_TCP, SOCK_STREAM, TCP_NODELAY, getaddrinfo
+from _socket import socket as raw_socket
 
 TYPE_CHECKING = False  # typing's own costs an import
 if TYPE_CHECKING:
@@ -35,13 +37,26 @@ def split_url(url: str) -> tuple[str, int, str]:
     return host.strip("[]"), int(port), path
 
 
+class _Incoming(io.RawIOBase):
+    """What comes from a socket, for a BufferedReader."""
+
+    def __init__(self, sock: raw_socket) -> None:
+        self._sock = sock
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        return self._sock.recv_into(buffer)
+
+
 class Response:
     """Status, headers (names in lower case) and a body to be read line by line or whole."""
 
-    def __init__(self, sock: socket.socket, idle_s: float) -> None:
+    def __init__(self, sock: raw_socket, idle_s: float) -> None:
         self._sock = sock
         self._idle_s = idle_s
-        self._file = sock.makefile("rb")
+        self._file = io.BufferedReader(_Incoming(sock))
         status_line = self._head_line()
         while True:
             parts = status_line.split(None, 2)
@@ -156,14 +171,12 @@ def post(
     """
     host, port, base = split_url(url)
     try:
-        # As bytes where it can be: a str goes through the idna codec, whose tables take longer to load than all
-        # of the request.
-        sock = socket.create_connection((host.encode() if host.isascii() else host, port), connect_s)
+        sock = _connect(host, port, connect_s)
     except OSError as e:
         raise HttpProblem(f"{host}:{port} cannot be reached ({e.strerror or e})") from e
     try:
         sock.settimeout(idle_s)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         name = f"[{host}]" if ":" in host else host
         head = [f"POST {base}{path} HTTP/1.1", f"host: {name}:{port}", "connection: close"]
         head += [f"{k}: {v}" for k, v in headers.items()]
@@ -176,3 +189,21 @@ def post(
     except BaseException:
         sock.close()
         raise
+
+
+def _connect(host: str, port: int, seconds: float) -> raw_socket:
+    """A connection to the first address of `host` that answers, each within `seconds`. Raises OSError."""
+    problem = OSError("it has no address")
+    # As bytes where it can be: a str goes through the idna codec, which loads longer than the whole request takes.
+    name = host.encode() if host.isascii() else host
+    for family, kind, protocol, _, address in getaddrinfo(name, port, 0, SOCK_STREAM):
+        sock = raw_socket(family, kind, protocol)
+        try:
+            sock.settimeout(seconds)
+            sock.connect(address)
+        except OSError as e:
+            sock.close()
+            problem = e
+        else:
+            return sock
+    raise problem

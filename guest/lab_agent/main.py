@@ -6,8 +6,8 @@ Exit status: 0 with an answer; 1 without; 2 for a wrong command line; 143 after 
 from __future__ import annotations
 
 import os
-import signal
 import sys
+from _signal import SIG_IGN, SIGTERM, signal  # not `signal`, whose enums cost more than the agent
 
 from lab_agent import VERSION, prompt, skills, tools
 from lab_agent.events import Events
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 MAX_PROMPT = 4 << 20
-TERMINATED = 128 + signal.SIGTERM
+TERMINATED = 128 + SIGTERM
 
 
 class _Terminated(BaseException):
@@ -42,7 +42,7 @@ def main(argv: list[str], env: dict[str, str], stdin: BinaryIO, stdout: BinaryIO
         stdout.write((USAGE if options.help else f"lab-agent {VERSION}\n").encode())
         stdout.flush()
         return 0
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = signal(SIGTERM, _terminate)
     try:
         return _run(options, env, stdin, stdout)
     except BrokenPipeError:
@@ -50,12 +50,12 @@ def main(argv: list[str], env: dict[str, str], stdin: BinaryIO, stdout: BinaryIO
     except _Terminated:
         return TERMINATED
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal(SIGTERM, before)
 
 
 def _terminate(*_: object) -> None:
     # Once: what follows is the last event, and must not be interrupted in turn.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal(SIGTERM, SIG_IGN)
     raise _Terminated
 
 

@@ -5,10 +5,10 @@ Source: Anthropic Messages API, "Streaming Messages" and "Errors".
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
+from lab_agent import jsons
 from lab_agent.http1 import HttpProblem, post
 
 TYPE_CHECKING = False  # typing's own costs an import
@@ -62,7 +62,7 @@ class Client:
         Raises:
             ApiProblem: it failed for good, or `retries` times.
         """
-        body = json.dumps({**request, "stream": True}).encode()
+        body = jsons.dumps({**request, "stream": True})
         attempt = 0
         while True:
             begun = time.monotonic()
@@ -148,7 +148,7 @@ def _events(response: Response) -> Iterator[dict]:
             data.append(line[5:].removeprefix(b" "))
         elif not line and data:
             try:
-                event = json.loads(b"\n".join(data))
+                event = jsons.loads(b"\n".join(data))
             except (ValueError, RecursionError):
                 event = None
             data = []
@@ -173,7 +173,7 @@ def _grow(block: dict, delta: dict, partial_json: dict[int, str], index: int) ->
 def _finished(block: dict, partial_json: str) -> dict:
     if block.get("type") == "tool_use" and partial_json:
         try:
-            given = json.loads(partial_json)
+            given = jsons.loads(partial_json)
         except (ValueError, RecursionError):
             given = {"invalid_json": partial_json}
         block["input"] = given if isinstance(given, dict) else {"value": given}
@@ -183,7 +183,7 @@ def _finished(block: dict, partial_json: str) -> dict:
 def _refusal(response: Response) -> ApiProblem:
     body = response.body()
     try:
-        said = json.loads(body)["error"]["message"]
+        said = jsons.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError, RecursionError):
         said = body[:200].decode(errors="replace").strip() or "no explanation"
     after = response.headers.get("retry-after", "")

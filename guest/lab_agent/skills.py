@@ -6,12 +6,15 @@ Their names and descriptions go into the system prompt; the model reads a body w
 from __future__ import annotations
 
 import os
-import re
+
+TYPE_CHECKING = False  # typing's own costs an import
+if TYPE_CHECKING:
+    import re
 
 MAX_SKILLS = 64
 MAX_HEAD = 16 * 1024
 MAX_DESCRIPTION = 1024
-_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(\n\s*)|(.))", re.DOTALL)
+_ESCAPE = r"(?s)\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(\n\s*)|(.))"
 _NAMED = {"n": "\n", "t": "\t", "0": "\0", "r": "\r", "_": "\xa0", "e": "\x1b"}
 
 
@@ -68,9 +71,11 @@ def _scalar(lines: list[str]) -> str:
     if first[:1] in {"|", ">"}:
         return ("\n" if first[0] == "|" else " ").join(lines[1:]).strip()
     if first.startswith('"'):
+        import re  # an expensive one, and most descriptions are plain
+
         text = "\n".join(lines).rstrip()
         text = text[1:-1] if text.endswith('"') else text[1:]
-        return _ESCAPE.sub(_unescape, re.sub(r"(?<!\\)\n", " ", text))
+        return re.sub(_ESCAPE, _unescape, re.sub(r"(?<!\\)\n", " ", text))
     text = " ".join(line for line in lines if line)
     if first.startswith("'"):
         return text[1:].removesuffix("'").replace("''", "'")

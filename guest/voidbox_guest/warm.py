@@ -38,6 +38,10 @@ def preload() -> None:
 
     For PID 1 when it has nothing else to do, above all before it becomes a template. Without it the child imports.
     """
+    # The two that it imports only where it must: for quoted descriptions, and to name a signal.
+    import re  # noqa: F401
+    import signal  # noqa: F401
+
     import lab_agent.main  # noqa: F401
 
     # All that is here by now stays. A collection that walked over it would copy its pages, in each fork and clone.

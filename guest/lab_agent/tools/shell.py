@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
+from _signal import SIGINT, SIGKILL, SIGPIPE, SIGTERM
 
 from lab_agent.tools.tool import Tool, ToolProblem
 
@@ -71,7 +71,9 @@ def run(command: str, env: dict[str, str], seconds: float) -> str:
         raise ToolProblem(f"{text}\n[stopped: took longer than {seconds:g} s]".lstrip())
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        raise ToolProblem(f"{text}\n[killed by {signal.Signals(-code).name}]".lstrip())
+        from signal import Signals  # an expensive one, and seldom needed
+
+        raise ToolProblem(f"{text}\n[killed by {Signals(-code).name}]".lstrip())
     if code:
         raise ToolProblem(f"{text}\n[exit code {code}]".lstrip())
     return text or "[no output]"
@@ -91,7 +93,7 @@ def _spawn(command: str, env: dict[str, str], writer: int) -> int:
         env,
         file_actions=actions,
         setsid=True,
-        setsigdef=[signal.SIGTERM, signal.SIGINT, signal.SIGPIPE],
+        setsigdef=[SIGTERM, SIGINT, SIGPIPE],
     )
 
 
@@ -124,7 +126,7 @@ def _follow(pid: int, reader: int, output: _Output, deadline: float) -> int | No
 
 def _kill(pid: int) -> None:
     try:
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, SIGKILL)
         os.waitpid(pid, 0)
     except OSError:
         return  # gone already
