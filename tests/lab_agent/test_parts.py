@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from voidbox_lab.resources import data_dir
 from voidbox_lab.spec import Skill
 
 
@@ -152,6 +158,55 @@ def test_skill_heads_are_read_as_they_were_written(tmp_path: Path, description: 
     assert found.name == "s"
     assert " ".join(found.description.split()) == " ".join(description.split())
     assert found.path == str(path)
+
+
+_json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(_json_values)
+def test_json_is_that_of_the_json_module(value: object) -> None:
+    """Written byte by byte as it writes, read as it reads, also with spaces around."""
+    from lab_agent import jsons
+
+    assert jsons.dumps(value) == json.dumps(value, separators=(",", ":")).encode()
+    assert (
+        jsons.loads(b" \r\n\t" + json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")) == value
+    )
+    assert jsons.loads(json.dumps(value, indent=1)) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b" ", b"{", b"[1,]", b'{"a" 1}', b"nul", b"1 2", b'"\x00"', b"\xff", b"{'a': 1}", b'"\\u12"', b"-"],
+)
+def test_what_is_not_json_is_a_value_error(text: bytes) -> None:
+    """Whatever is wrong with it, as with the json module."""
+    from lab_agent import jsons
+
+    for loads in (json.loads, jsons.loads):
+        with pytest.raises(ValueError):  # noqa: PT011 - of which kind is all there is to know
+            loads(text)
+
+
+def test_what_it_imports_is_little() -> None:
+    """Under an emulated CPU these cost more than all the rest; and none may be in a fork of the guest agent that
+    keeps the state of a generator."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import lab_agent.main, lab_agent.http1\n"
+        "try: lab_agent.http1.post('http://127.0.0.1:1', '/', {}, b'')\n"
+        "except lab_agent.http1.HttpProblem: pass\n"
+        "print(*sys.modules)"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", program, str(data_dir("guest"))]
+    loaded = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    dear = {"json", "re", "enum", "signal", "socket", "encodings.idna", "random", "ssl", "hashlib", "typing"}
+    assert "lab_agent.main" in loaded
+    assert dear & set(loaded) == set()
 
 
 def test_skills_that_are_none(tmp_path: Path) -> None:
