@@ -31,7 +31,8 @@ MAY_USE: dict[str, set[str]] = {
     "api": {"client", "spec", "observe"},
     "widgets": {"client", "observe", "spec", "api"},
     "magics": {"client", "widgets", "spec", "api"},
-    "cli": {"client", "spec", "api", "images", "widgets", "observe", "daemon"},
+    "bench": {"spec", "wire", "vsock", "images", "machines", "box", "agents"},
+    "cli": {"client", "spec", "api", "images", "widgets", "observe", "daemon", "machines", "box", "bench"},
 }
 """Room to the rooms it may import, besides `COMMON`. The table in docs/architecture.md is this one in words."""
 

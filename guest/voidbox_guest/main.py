@@ -65,9 +65,10 @@ def _live() -> str:
 
 def _be_a_template() -> tuple[dict[str, Any], bytearray, float]:
     """Be saved and wake up in a clone; returns its boot data, its secret and the second at which it woke."""
-    from . import boot, template
+    from . import boot, template, warm
 
     _prepare()
+    warm.preload()
     boot.write_machine_id("")
     template.scrub_free_memory()
     data, secret = template.await_clone()

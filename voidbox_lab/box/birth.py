@@ -48,7 +48,9 @@ WAKE_S = 60.0
 FIRST_CID, CIDS = 3, 0xFFFFFFFF - 3
 """Guests' addresses (vsock(7)); boxes with a user-space device get one at random, so that logs tell them apart."""
 
-TEMPLATE_BOOT_DATA = json.dumps({"version": 1, "template": True, "secret": "0" * 64}).encode().ljust(p.BOOT_DATA_SIZE)
+TEMPLATE_BOOT_DATA = (
+    json.dumps({"version": 1, "template": True, "secret": "0" * 64}).encode().ljust(p.BOOT_DATA_SIZE)
+)
 """What makes a guest a template: zeros for a secret, and no identity."""
 
 

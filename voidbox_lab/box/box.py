@@ -18,6 +18,7 @@ from voidbox_lab.box.trouble import first_error
 from voidbox_lab.errors import LimitExceeded, ProviderError
 from voidbox_lab.spec import BoxFacts, Policy, Rlimits
 from voidbox_lab.spec.events import Telemetry
+from voidbox_lab.vsock import Stream
 from voidbox_lab.wire import protocol as p
 
 START_S = 120.0
@@ -40,9 +41,10 @@ class Box:
         facts: BoxFacts,
         close: Callable[[], Awaitable[None]],
         phases: Mapping[str, float] | None = None,
+        dial: Callable[[int, float], Awaitable[Stream]] | None = None,
     ) -> None:
         self._connection = connection
-        self._close = close
+        self._close, self._dial = close, dial
         self.facts = facts
         self.phases = dict(phases or {})
         """Seconds of each phase of the boot: ``prepare``, ``start``, ``dial``, ``handshake``, ``policy`` by the
@@ -189,6 +191,17 @@ class Box:
         await self._connection.request(p.OP_REMOVE, within_s=120.0, path=path, user=user, recursive=recursive)
 
     # the box itself
+
+    async def connect(self, port: int, timeout_s: float = REQUEST_S) -> Stream:
+        """A stream to what listens on vsock `port` in the box; the caller closes it. Its bytes are hostile.
+
+        Raises:
+            ProviderError: nothing listens there (cause ``refused``).
+            LimitExceeded: not within `timeout_s` seconds.
+        """
+        if self._dial is None:
+            raise ProviderError(f"The box {self.id} has no vsock to dial.", cause="refused")
+        return await self._dial(port, timeout_s)
 
     async def ping(self, timeout_s: float = REQUEST_S) -> float:
         """Seconds one empty request takes, there and back."""

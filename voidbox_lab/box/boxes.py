@@ -69,7 +69,7 @@ class Boxes:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         assert self._tasks is not None
         with anyio.CancelScope(shield=True):
             await self.pool.aclose()
@@ -79,7 +79,8 @@ class Boxes:
             await self.templates.aclose()
         tasks, self._tasks = self._tasks, None
         tasks.cancel_scope.cancel()
-        return await tasks.__aexit__(kind, error, trace)
+        # Not told of `error`, which goes on as it is instead of in a group of one.
+        await tasks.__aexit__(None, None, None)
 
     @property
     def running(self) -> int:
@@ -151,7 +152,7 @@ class Boxes:
                 start=start,
                 start_note=note,
             )
-            box = Box(birth.connection, facts, lambda: self._close(birth), birth.phases)
+            box = Box(birth.connection, facts, lambda: self._close(birth), birth.phases, birth.transport.connect)
             await settle(birth, box, policy or Policy(), gateway_socket)
         except BaseException:
             await birth.undo()

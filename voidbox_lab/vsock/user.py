@@ -41,7 +41,7 @@ _DYING_S = 0.5
 """Seconds between the end of a dying process's sockets and its own."""
 
 # -S and -I: site and the environment cost more than the device's own imports, and are not wanted.
-_BOOT = (
+DEVICE_PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from voidbox_lab.vsock.device import main; sys.exit(main())"
 )
 
@@ -256,7 +256,7 @@ async def start_user(box_dir: Path, *, cid: int = 3) -> UserTransport:
             "set XDG_RUNTIME_DIR to a shorter one."
         )
     package = Path(voidbox_lab.__file__).parent.parent
-    argv = [sys.executable, "-I", "-S", "-c", _BOOT, str(package)]
+    argv = [sys.executable, "-I", "-S", "-c", DEVICE_PROGRAM, str(package)]
     argv += ["--socket", str(box_dir / "vu"), "--host-socket", str(box_dir / "vs"), "--cid", str(cid)]
     with (box_dir / _LOG).open("ab") as errors:
         process = await anyio.to_thread.run_sync(_spawn, argv, errors.fileno())

@@ -1,0 +1,100 @@
+"""``voidbox template``: the saved machines that boxes are cloned from. Files, so no daemon is needed."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import anyio
+import typer
+
+from voidbox_lab.cli.output import ago, err, out, print_json, size
+from voidbox_lab.errors import UserError
+from voidbox_lab.machines import Template, TemplateStore
+from voidbox_lab.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="Templates, which boxes are cloned from: list, build, prune.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_(json: Json = False) -> None:
+    """The templates on disk, the last used first."""
+    found = _store().all()
+    if json:
+        print_json([_describe(template) for template in found])
+        return
+    if not found:
+        out.print("no templates; the first box of a kind makes one")
+    for template in found:
+        key = template.key
+        out.print(
+            f"{template.digest[:12]}  image {key['image'][7:19]}  {key['memory_mb']} MB, {key['vcpus']} vCPU, "
+            f"{key['accelerator']}, QEMU {key['qemu']}  {size(template.size)}  "
+            f"used {ago(time.time() - template.used)} ago",
+            markup=False,
+        )
+
+
+@app.command()
+def build(
+    memory: Annotated[int, typer.Option(help="Guest memory in MB.")] = 512,
+    vcpus: Annotated[int, typer.Option(help="Processors.")] = 1,
+    image: Annotated[str, typer.Option(help="Which image.")] = "default",
+    agent: Annotated[list[str] | None, typer.Option(help="Agent CLIs that it has as layers.")] = None,
+    json: Json = False,
+) -> None:
+    """Make the template of such boxes now, so that the first of them starts as quickly as the rest."""
+    from voidbox_lab.box import Boxes  # opens libvirt's library
+    from voidbox_lab.box.apart import apart
+
+    began = time.monotonic()
+
+    async def make() -> Template:
+        with apart(Settings.from_env()) as settings:
+            async with Boxes.here(settings) as boxes:
+                recipe = await boxes.recipe(memory_mb=memory, vcpus=vcpus, image=image, agents=agent or ())
+                return await boxes.templates.build(recipe)
+
+    with err.status("booting a guest to save"):
+        template = anyio.run(make)
+    if json:
+        print_json(_describe(template))
+    else:
+        took = ago(time.monotonic() - began)
+        out.print(f"template {template.digest[:12]} ready in {took}, {size(template.size)}", markup=False)
+
+
+@app.command()
+def prune(
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    keep_mb: Annotated[
+        int | None, typer.Option(help="Megabytes to keep; by default VOIDBOX_TEMPLATES_MB.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Remove templates, the least recently used first, and what is left of unfinished ones."""
+    if keep_mb is not None and keep_mb < 0:
+        raise UserError(f"--keep-mb {keep_mb} is below 0; give megabytes to keep.")
+    settings = Settings.from_env()
+    cap = 0 if everything else settings.templates_mb if keep_mb is None else keep_mb
+    removed = _store().prune(cap << 20)
+    if json:
+        print_json({"removed": [template.digest for template in removed]})
+    else:
+        out.print(f"freed {size(sum(t.size for t in removed))}, {len(removed)} templates", markup=False)
+
+
+def _store() -> TemplateStore:
+    return TemplateStore(Settings.from_env().prepare().cache / "templates")
+
+
+def _describe(template: Template) -> dict[str, Any]:
+    return {
+        "digest": template.digest,
+        "key": template.key,
+        "size": template.size,
+        "made": template.made,
+        "used": template.used,
+    }
