@@ -128,6 +128,31 @@ def test_trouble_is_one_sentence_and_no_traceback(
     assert not replayed.RUNS
 
 
+@pytest.mark.parametrize("quiet", ["", " --quiet"])
+@pytest.mark.parametrize("source", ["%voidbox run analyst", "%voidbox attach replay-1"])
+def test_an_unknown_view_is_refused_before_the_daemon_is_asked(
+    shell: Any, replayed: ModuleType, monkeypatch: pytest.MonkeyPatch, source: str, quiet: str
+) -> None:
+    """Noticed after the submission, it would leave a run that nobody watches."""
+    asked: list[str] = []
+
+    class Client(replayed.ReplayClient):  # type: ignore[name-defined,misc]
+        async def __aenter__(self) -> Any:
+            asked.append(source)
+            return await super().__aenter__()
+
+    monkeypatch.setattr("voidbox_lab.magics.commands.AsyncClient", Client)
+    monkeypatch.setenv("VOIDBOX_VIEW", "widgets")
+    declared(shell)
+    with pytest.raises(UserError, match="VOIDBOX_VIEW='widgets' is not one of auto, widget, html, plain"):
+        cell(shell, source + quiet)
+    assert not asked
+    assert not replayed.RUNS
+    monkeypatch.setenv("VOIDBOX_VIEW", "plain")
+    cell(shell, "%voidbox run analyst --quiet")
+    assert asked
+
+
 def test_a_failed_run_is_the_error_of_its_kind(shell: Any, replayed: ModuleType, capsys: Any) -> None:
     """With the stage and the run in the sentence; --allow-failure returns it instead."""
     declared(shell, "fails")

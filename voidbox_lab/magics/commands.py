@@ -26,7 +26,7 @@ from voidbox_lab.magics.pending import Pending
 from voidbox_lab.magics.registry import Registry, StageDeclaration, unknown
 from voidbox_lab.magics.sentence import failure, shown_as_sentence
 from voidbox_lab.spec import Model, Policy, RunRecord, Skill, validated
-from voidbox_lab.widgets.display import choose, in_kernel
+from voidbox_lab.widgets.display import Surface, choose, in_kernel
 from voidbox_lab.widgets.follow import follow
 
 WAITING = frozenset({"run", "attach", "cancel", "runs"})
@@ -143,25 +143,17 @@ class VoidboxMagics(Magics):
         # Everything that can be wrong here is found before a daemon is started or a byte is copied.
         boxes = {n: self.registry.stage(n, timeout_s=options.timeout) for group in order for n in group}
         pipeline.build(order, boxes.__getitem__, {})
+        surface = choose(quiet=options.quiet, shell=self.shell)
         async with AsyncClient() as client:
             inputs = {name: await client.upload(path) for name, path in paths.items()}
             record = await submitted(client, pipeline.build(order, boxes.__getitem__, inputs))
             self.started.append(record.id)
-            return await self._show(client, record, options, owner=True)
+            return await _shown_run(client, record, surface, options, owner=True)
 
     async def _attach(self, options: argparse.Namespace) -> Any:
-        async with AsyncClient() as client:
-            return await self._show(client, await client.run(options.run), options, owner=False)
-
-    async def _show(
-        self, client: AsyncClient, record: RunRecord, options: argparse.Namespace, *, owner: bool
-    ) -> Any:
         surface = choose(quiet=options.quiet, shell=self.shell)
-        final = await follow(client, record, surface, owner=owner)
-        error = failure(final)
-        if error is not None and not options.allow_failure:
-            raise error
-        return Run(final)
+        async with AsyncClient() as client:
+            return await _shown_run(client, await client.run(options.run), surface, options, owner=False)
 
     async def _cancel(self, options: argparse.Namespace) -> None:
         async with AsyncClient() as client:
@@ -179,6 +171,16 @@ class VoidboxMagics(Magics):
 
         frame["created"] = pd.to_datetime(frame["created"], unit="s", utc=True).dt.floor("s")
         return frame
+
+
+async def _shown_run(
+    client: AsyncClient, record: RunRecord, surface: Surface, options: argparse.Namespace, *, owner: bool
+) -> Run:
+    final = await follow(client, record, surface, owner=owner)
+    error = failure(final)
+    if error is not None and not options.allow_failure:
+        raise error
+    return Run(final)
 
 
 def input_files(options: list[str]) -> dict[str, Path | bytes]:
