@@ -57,7 +57,7 @@ class Unavailable(ProviderError):
 
 class BoxLost(ProviderError):
     """A running box is gone. `cause` is one of ``guest-panic``, ``guest-agent-died``, ``qemu-died``,
-    ``vsock-died``."""
+    ``vsock-died``, ``libvirt-lost``, ``internal``."""
 
 
 class CommandFailed(VoidboxError):

@@ -24,7 +24,7 @@ from anyio.to_thread import run_sync
 from voidbox_lab.box.connection import Connection, shake_hands
 from voidbox_lab.box.life import Life
 from voidbox_lab.box.trouble import first_error, last_lines
-from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable
+from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable, VoidboxError
 from voidbox_lab.machines import BoxDirs, Hypervisor, Machine, MemoryFile, Owner, Recipe, Resident, claim
 from voidbox_lab.machines.sparse import copy_sparse, fill_sparse
 from voidbox_lab.settings import Settings
@@ -162,9 +162,14 @@ class Birth:
 
     def live(self, tasks: TaskGroup) -> None:
         """Watch the box from now on, in `tasks`."""
-        self.life = Life(self.id, self.connection, self.machine, self.transport)
+        self.life = Life(self.id, self.connection, self.machine, self.transport, lambda: self._hypervisor.lost)
         self._stack.push_async_callback(self.life.end)
         tasks.start_soon(self.life.run)
+
+    def blame(self, error: VoidboxError) -> None:
+        """It is about to be closed because of `error`, and not by its owner."""
+        if self.life is not None:
+            self.life.blame(error)
 
     async def undo(self) -> None:
         """Take down whatever is up. Idempotent, bounded, completes if cancelled; later callers wait."""

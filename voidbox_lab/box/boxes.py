@@ -19,7 +19,8 @@ from voidbox_lab.box.birth import TEMPLATE_BOOT_DATA, Birth, BrokenTemplate, Not
 from voidbox_lab.box.box import Box
 from voidbox_lab.box.pool import Pool
 from voidbox_lab.box.settle import rehearse, settle
-from voidbox_lab.errors import ProviderError
+from voidbox_lab.box.trouble import libvirt_lost
+from voidbox_lab.errors import BoxLost, ProviderError
 from voidbox_lab.machines import Hypervisor, Recipe, Templates, Verdict, probe_accelerator
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import BoxFacts, Policy
@@ -40,7 +41,8 @@ class Boxes:
     def __init__(self, settings: Settings, hypervisor: Hypervisor) -> None:
         self._settings, self.hypervisor = settings, hypervisor
         self._tasks: TaskGroup | None = None
-        self._open: dict[str, Box] = {}
+        self._open: dict[str, Birth] = {}
+        self._births = 0
         self._verdicts: dict[str, Verdict] = {}
         self._probing = anyio.Lock()
         self._starting = anyio.Semaphore(AT_ONCE)
@@ -71,11 +73,18 @@ class Boxes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._tasks is not None
+        for box, birth in self._open.items():
+            # Nobody's wish, then: who cancels a stage ends its task, not the box under it.
+            if self.hypervisor.lost:
+                birth.blame(libvirt_lost(box, self.hypervisor.lost))
+            elif isinstance(error, Exception):
+                why = f"Box {box} was closed because its keeper failed ({type(error).__name__}); please report it."
+                birth.blame(BoxLost(why, cause="internal"))
         with anyio.CancelScope(shield=True):
             await self.pool.aclose()
             async with anyio.create_task_group() as closing:
-                for box in tuple(self._open.values()):
-                    closing.start_soon(box.close)
+                for birth in tuple(self._open.values()):
+                    closing.start_soon(self._close, birth)
             await self.templates.aclose()
         tasks, self._tasks = self._tasks, None
         tasks.cancel_scope.cancel()
@@ -84,8 +93,8 @@ class Boxes:
 
     @property
     def running(self) -> int:
-        """Boxes that are open; spare ones are not."""
-        return len(self._open)
+        """Boxes that are open, and openings that go on; not spare ones."""
+        return len(self._open) + self._births
 
     async def verdict(self, image: images.Image) -> Verdict:
         """The accelerator for boxes of `image`; probed once, by a real boot."""
@@ -130,7 +139,18 @@ class Boxes:
         """
         if self._tasks is None:
             raise ProviderError("Boxes are opened inside `async with Boxes(...)`.", cause="closed")
-        recipe = await self.recipe(memory_mb=memory_mb, vcpus=vcpus, image=image, agents=agents)
+        self._births += 1
+        try:
+            recipe = await self.recipe(memory_mb=memory_mb, vcpus=vcpus, image=image, agents=agents)
+            box = await self._opened(recipe, gateway_socket, policy or Policy(), timeout_s)
+        finally:
+            self._births -= 1
+        self.booted += 1
+        if self._settings.boot_log is not None:
+            await run_sync(_append, self._settings.boot_log, box.facts.model_dump_json())
+        return box
+
+    async def _opened(self, recipe: Recipe, gateway_socket: Path | None, policy: Policy, timeout_s: float) -> Box:
         began = time.monotonic()
         self.pool.asked(recipe)
         birth = self.pool.claim(recipe)
@@ -140,27 +160,24 @@ class Boxes:
             async with self._starting:
                 began = time.monotonic()
                 birth, start, note = await self._bear(recipe, timeout_s)
+        self._open[birth.id] = birth
         try:
             facts = BoxFacts(
                 isolation=recipe.accelerator,
                 vsock=birth.transport.kind,
                 domain=birth.id,
                 image=recipe.image.digest,
-                memory_mb=memory_mb,
-                vcpus=vcpus,
+                memory_mb=recipe.memory_mb,
+                vcpus=recipe.vcpus,
                 boot_s=round(time.monotonic() - began, 3),
                 start=start,
                 start_note=note,
             )
             box = Box(birth.connection, facts, lambda: self._close(birth), birth.phases, birth.transport.connect)
-            await settle(birth, box, policy or Policy(), gateway_socket)
+            await settle(birth, box, policy, gateway_socket)
         except BaseException:
-            await birth.undo()
+            await self._close(birth)
             raise
-        self._open[birth.id] = box
-        self.booted += 1
-        if self._settings.boot_log is not None:
-            await run_sync(_append, self._settings.boot_log, facts.model_dump_json())
         return box
 
     async def _close(self, birth: Birth) -> None:

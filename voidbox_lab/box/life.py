@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import anyio
@@ -20,10 +21,23 @@ SHUTDOWN_S = 2.0
 
 
 class Life:
-    """One box's watch. `run` goes on until the box is gone or `end` was called."""
+    """One box's watch. `run` goes on until the box is gone or `end` was called.
 
-    def __init__(self, box: str, connection: Connection, machine: Machine, transport: Transport) -> None:
+    Args:
+        libvirt_lost: why the connection to libvirt is gone, or None; see `machines.Hypervisor.lost`.
+    """
+
+    def __init__(
+        self,
+        box: str,
+        connection: Connection,
+        machine: Machine,
+        transport: Transport,
+        libvirt_lost: Callable[[], str | None],
+    ) -> None:
         self._box = box
+        self._libvirt_lost = libvirt_lost
+        self._blame: VoidboxError | None = None
         self._connection, self._machine, self._transport = connection, machine, transport
         self._ended = ""
         self._gone: Gone | None = None
@@ -58,8 +72,12 @@ class Life:
             self._connection.fail(self._verdict())
             self._finished.set()
 
+    def blame(self, error: VoidboxError) -> None:
+        """The box is about to be closed because of `error`, which its open calls are to say; not by its owner."""
+        self._blame = self._blame or error
+
     async def end(self) -> None:
-        """The owner closes the box: a last chance for the guest, then every open call is cancelled."""
+        """The box is closed: a last chance for the guest, then every open call is ended."""
         self._ending = True
         if not self._first.is_set():
             # Destroyed next in any case.
@@ -69,8 +87,14 @@ class Life:
         self._scope.cancel()
 
     def _verdict(self) -> VoidboxError:
+        if self._blame is not None:
+            return self._blame
         if self._ending:
             return Cancelled(f"Box {self._box} was closed.", cause="closed")
+        # A libvirt daemon that ends takes its clients' domains along (VIR_DOMAIN_START_AUTODESTROY).
+        why = self._libvirt_lost()
+        if why is not None and self._gone is not None and self._gone.reason in {"killed", "destroyed"}:
+            return trouble.libvirt_lost(self._box, why)
         return trouble.lost(self._box, self._ended, self._gone, vsock_died=self._vsock_died)
 
     async def _pump(self) -> None:

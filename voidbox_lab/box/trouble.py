@@ -56,6 +56,14 @@ def from_guest(op: str, error: Mapping[str, Any]) -> VoidboxError:
     return ProviderError(f"The guest agent could not do {op!r}: {message}.", cause=known)
 
 
+def libvirt_lost(box: str, why: str) -> BoxLost:
+    """`box` ended with the connection to libvirt that it was started over, which is gone because of `why`."""
+    return BoxLost(
+        f"Box {box} ended because the connection to libvirt was lost ({why}); start the stage again.",
+        cause="libvirt-lost",
+    )
+
+
 def lost(box: str, ended: str, gone: Gone | None, *, vsock_died: bool) -> BoxLost:
     """Why `box` is gone.
 

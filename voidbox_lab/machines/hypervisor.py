@@ -68,6 +68,11 @@ class Hypervisor:
         return self
 
     @property
+    def lost(self) -> str | None:
+        """Why the connection to libvirt is gone, in a few words; None while it is not known to be."""
+        return self._lost
+
+    @property
     def uri(self) -> str:
         """The connection's URI."""
         return self._connection.choice.uri
