@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from voidbox_lab import errors
 from voidbox_lab.cli import notebook
 from voidbox_lab.cli.app import run
 from voidbox_lab.cli.output import EXIT, ago, dollars, size
+from voidbox_lab.spec.api import ExecEvent, ExecExit, ExecOutput, ExecRequest, ExecWaiting
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +141,29 @@ def test_each_kind_of_trouble_has_its_code(
     monkeypatch.setattr("voidbox_lab.cli.runs.Client", fail)
     assert run(["runs"]) == code
     assert "It is [bold]so[/bold]." in capsys.readouterr().err
+
+
+def test_exec_says_that_it_waits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard error: standard output is the command's own."""
+
+    class Waits:
+        def __enter__(self) -> Waits:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return
+
+        def execute(self, request: ExecRequest) -> Iterator[ExecEvent]:
+            message = "Waiting for room: needs 608 MiB, 9 MiB free, 2 in front."
+            yield ExecWaiting(reason="memory", ahead=2, message=message)
+            yield ExecOutput(stream="stdout", data=base64.b64encode(b"hi").decode())
+            yield ExecExit(code=7, duration_s=0.1)
+
+    monkeypatch.setattr("voidbox_lab.cli.exec_.Client", Waits)
+    assert run(["exec", "--", "true"]) == 7
+    said = capsys.readouterr()
+    assert said.err == "Waiting for room: needs 608 MiB, 9 MiB free, 2 in front.\n"
+    assert said.out == "hi"
 
 
 def test_a_notebook_runs_and_its_runs_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

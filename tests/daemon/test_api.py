@@ -10,10 +10,21 @@ import anyio
 import httpx
 import pytest
 
+from tests.daemon.doubles import fake_backend
 from voidbox_lab import __version__
+from voidbox_lab.daemon import core
+from voidbox_lab.engine import Capacity
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
 from voidbox_lab.spec import Model, RunSpec, Stage, VoidBoxSpec, digest_bytes
-from voidbox_lab.spec.api import CheckReport, CheckStep, ExecExit, ExecOutput, ExecRequest, ExecStarted
+from voidbox_lab.spec.api import (
+    CheckReport,
+    CheckStep,
+    ExecExit,
+    ExecOutput,
+    ExecRequest,
+    ExecStarted,
+    ExecWaiting,
+)
 from voidbox_lab.spec.events import AgentText, RunChanged
 
 pytestmark = pytest.mark.anyio
@@ -164,6 +175,28 @@ async def test_exec_streams_and_gives_the_exit_code(house: Any) -> None:
     assert isinstance(events[-1], ExecExit)
     assert events[-1].code == 7
     assert house.backend.closed == 1
+
+
+async def test_exec_says_that_it_waits_for_room(house: Any) -> None:
+    request = ExecRequest(argv=("exit-0",), memory_mb=3000)
+    stream = house.client.execute(request)
+    async with house.daemon.admission.admitted(3000, 1):
+        waiting = await anext(stream)
+    assert isinstance(waiting, ExecWaiting)
+    assert (waiting.reason, waiting.ahead) == ("memory", 0)
+    assert waiting.message == "Waiting for room: needs 3096 MiB, 1000 MiB free, 0 in front."
+    rest = [type(e) async for e in stream]
+    assert (rest[0], rest[-1]) == (ExecStarted, ExecExit), "there is room now"
+
+
+async def test_the_daemon_looks_at_the_hosts_memory(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No box of ours would free some, so the command is refused instead of waiting."""
+    monkeypatch.setattr(core, "available_memory_mb", lambda: 300)
+    capacity = Capacity(memory_mb=4096, vcpus=8)
+    async with core.Daemon.open(settings, fake_backend, capacity=capacity) as daemon:
+        with pytest.raises(ProviderError, match="needs 608 MiB of host memory and 300 MiB are free"):
+            async with daemon.admission.admitted(512, 1):
+                pytest.fail("there was no room")
 
 
 async def test_a_client_that_goes_away_ends_its_box(house: Any) -> None:

@@ -15,7 +15,16 @@ from tests.engine.doubles import FakeBoxes, FakeExit, FakeSessions, host, says
 from voidbox_lab.engine import Admission, Capacity, Journal, Runner, stage
 from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError, UserError
 from voidbox_lab.spec import InputFile, Model, RunRecord, RunSpec, Skill, Stage, VoidBoxSpec
-from voidbox_lab.spec.events import AgentLog, AgentText, Event, RunChanged, StageChanged, Telemetry, ToolCall
+from voidbox_lab.spec.events import (
+    AgentLog,
+    AgentText,
+    Event,
+    Notice,
+    RunChanged,
+    StageChanged,
+    Telemetry,
+    ToolCall,
+)
 from voidbox_lab.store import Artifacts, SqliteStore, rebuild
 
 pytestmark = pytest.mark.anyio
@@ -252,6 +261,19 @@ async def test_boxes_wait_for_memory_in_turn(lab: Any) -> None:
         assert (await it.run(spec)).state == "succeeded"
         assert it.boxes.most == 2
         assert (it.runner.admission.used_mb, it.runner.admission.boxes) == (0, 0)
+
+
+async def test_a_stage_that_waits_for_room_says_so_and_not_for_ever(lab: Any) -> None:
+    spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=box("b"))))
+    async with lab(Capacity(memory_mb=700, vcpus=16), a=[("sleep", 1), *says()]) as it:
+        it.runner.admission._wait_s = 0.2
+        record = await it.run(spec)
+        notices = [(e.stage, e.body.message) for e in await it.events(record.id) if isinstance(e.body, Notice)]
+        assert notices == [("b", "Waiting for room: needs 608 MiB, 92 MiB free, 0 in front.")]
+        assert record.stages["a"].state == "succeeded"
+        trouble = record.stages["b"].trouble
+        assert (trouble.kind, trouble.cause, trouble.value, trouble.unit) == ("limit", "no-room", 0.2, "s")
+        assert trouble.message.startswith("Stage 'b' found no room within 0.2 s (needs 608 MiB")
 
 
 async def test_cancelling_a_stage_that_waits_for_memory(lab: Any) -> None:

@@ -24,8 +24,8 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         with Client() as client, err.status("starting") as status:
             for event in client.check():
                 match event:
-                    case CheckStep(state="started", name=name):
-                        status.update(f"{name} …")
+                    case CheckStep(state="started", name=name, message=message):
+                        status.update(f"{name} … {escape(message)}")
                     case CheckStep():
                         steps.append(event.model_dump(mode="json", exclude={"type"}))
                         if not json:

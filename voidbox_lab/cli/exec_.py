@@ -14,7 +14,7 @@ from voidbox_lab.cli.output import ago, complain, err
 from voidbox_lab.client import Client
 from voidbox_lab.errors import ProviderError, UserError, VoidboxError
 from voidbox_lab.spec import Policy
-from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted, Failed
+from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted, ExecWaiting, Failed
 from voidbox_lab.spec.validate import sentence
 
 MAX_STDIN = 6 << 20
@@ -54,6 +54,8 @@ def exec_(
         with Client() as client:
             for event in client.execute(request):
                 match event:
+                    case ExecWaiting(message=message):
+                        err.print(message, markup=False)
                     case ExecStarted(facts=facts) if verbose:
                         err.print(
                             f"box {facts.domain}: {facts.isolation}, {facts.vsock} vsock, {facts.memory_mb} MB, "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import anyio
@@ -17,6 +17,7 @@ from voidbox_lab import images
 from voidbox_lab.box import Box
 from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.streams import Sender
+from voidbox_lab.engine import Waiting
 from voidbox_lab.engine.stage import CLOSE_S
 from voidbox_lab.errors import CommandFailed, LimitExceeded, ProviderError, VoidboxError
 from voidbox_lab.spec import Policy
@@ -112,7 +113,14 @@ class _Check:
     async def _with_box(self) -> bool:
         boxes: list[Box] = []
 
+        async def waits(waiting: Waiting) -> None:
+            message = f"waiting for room: {waiting}"
+            await self._send("step", CheckStep(name="boot", state="started", message=message), None)
+
         async def boot() -> Found:
+            await room.enter_async_context(
+                self._daemon.admission.admitted(MEMORY_MB, 1, what="The check's box", tell=waits)
+            )
             box = await (await self._daemon.backend.boxes()).open(
                 memory_mb=MEMORY_MB, vcpus=1, image="default", agents=(), gateway_socket=None, policy=Policy()
             )
@@ -121,7 +129,7 @@ class _Check:
             message = f"a box booted in {facts.boot_s:.2f} s ({facts.isolation}, {facts.vsock} vsock)"
             return message, facts.model_dump(mode="json") | {"phases": getattr(box, "phases", {})}
 
-        async with self._daemon.admission.admitted(MEMORY_MB, 1):
+        async with AsyncExitStack() as room:
             try:
                 if not await self._step("boot", boot):
                     return False

@@ -18,6 +18,7 @@ from voidbox_lab.daemon.activity import Activity
 from voidbox_lab.daemon.backend import Backend, MakeBackend
 from voidbox_lab.engine import Admission, Capacity, Host, Journal, Runner, end_abruptly
 from voidbox_lab.errors import UserError, VoidboxError
+from voidbox_lab.machines import available_memory_mb
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import RunRecord, RunSpec, Trouble
 from voidbox_lab.spec.api import API_VERSION, Health
@@ -68,7 +69,7 @@ class Daemon:
             await _bury(store, journal)
             backend = await stack.enter_async_context(make_backend(settings, journal))
             host = Host(boxes=backend, adapter=backend.adapter, session=backend.session)
-            admission = Admission(capacity or Capacity.of_host())
+            admission = Admission(capacity or Capacity.of_host(), free_mb=available_memory_mb)
             runner = await stack.enter_async_context(Runner.serving(store, artifacts, journal, host, admission))
             yield cls(settings, store, artifacts, journal, backend, runner)
 

@@ -11,17 +11,19 @@ import anyio
 
 from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.streams import Sender
+from voidbox_lab.engine import Waiting
 from voidbox_lab.engine.ports import Box
 from voidbox_lab.engine.stage import CLOSE_S, GRACE_S, first_error
 from voidbox_lab.errors import Cancelled, LimitExceeded, UserError
-from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted
+from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted, ExecWaiting
 
 
 async def execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
-    """Run `request`, sending ``started``, ``output`` … and ``exit``; raises what `Boxes.open` raises.
+    """Run `request`, sending ``waiting`` if there is no room yet, ``started``, ``output`` … and ``exit``.
 
     Raises:
         Cancelled: the daemon was told to end.
+        VoidboxError: what `Admission.admitted` and `Boxes.open` raise.
     """
     try:
         async with anyio.create_task_group() as tasks:
@@ -42,7 +44,12 @@ async def _execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
         stdin = base64.b64decode(request.stdin, validate=True) if request.stdin is not None else None
     except binascii.Error:
         raise UserError("stdin is not Base64; encode the bytes (RFC 4648).") from None
-    async with daemon.admission.admitted(request.memory_mb, request.vcpus):
+
+    async def waits(waiting: Waiting) -> None:
+        message = f"Waiting for room: {waiting}."
+        await send("waiting", ExecWaiting(reason=waiting.reason, ahead=waiting.ahead, message=message), None)
+
+    async with daemon.admission.admitted(request.memory_mb, request.vcpus, what="The command's box", tell=waits):
         box = await daemon.backend.open(
             memory_mb=request.memory_mb,
             vcpus=request.vcpus,

@@ -1,4 +1,4 @@
-"""Who may boot a box now: a fair queue in front of the host's memory and processors.
+"""Who may boot a box now: a fair queue in front of the host's memory and processors, bounded and not silent.
 
 Not a scheduler: stages come in the order the machine launches them, and the first in the queue is
 never overtaken, so a large box is not starved by small ones.
@@ -6,21 +6,37 @@ never overtaken, so a large box is not starved by small ones.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import anyio
 
-from voidbox_lab.errors import UserError
+from voidbox_lab.errors import LimitExceeded, ProviderError, UserError, VoidboxError
 
 BOX_OVERHEAD_MB = 96
 """What QEMU and the vsock device take on the host besides the guest's memory."""
 SHARE = 0.8
 """The part of the host's memory that boxes may fill."""
+WAIT_S = 4 * 3600.0
+"""Longest wait for room, in seconds: many long stages in front are no fault, so it is long, but it ends."""
+TELL_S = 30.0
+"""Least time between two words about one wait."""
+POLL_S = 1.0
+"""How often the first in the queue looks at the host's memory."""
+FRESH_S = 20.0
+"""How long a box is taken to grow into its memory: a guest that boots has touched little of it."""
+SETTLE_S = 3.0
+"""How long the memory of a box that ended may take to come back."""
+
+Reason = Literal["turn", "memory", "vcpus", "host-memory"]
+"""What is lacking: only one's turn, the share of memory or vCPUs for boxes, or the host's memory as it is now."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +55,83 @@ class Capacity:
         return cls(memory_mb=int(usable * SHARE), vcpus=2 * max(2, len(os.sched_getaffinity(0))))
 
 
-class Admission:
-    """Lets stages in, first come first served, while the capacity lasts."""
+@dataclass(frozen=True)
+class Waiting:
+    """Why a box waits for room, and how far it has come."""
 
-    def __init__(self, capacity: Capacity) -> None:
+    reason: Reason
+    needs: int
+    """MiB with the host's share of the box, or vCPUs where `reason` is ``vcpus``."""
+    free: int
+    """In the same unit."""
+    ahead: int
+    """Boxes in front of it."""
+
+    def __str__(self) -> str:
+        unit = "vCPUs" if self.reason == "vcpus" else "MiB"
+        free = f"{self.free} {unit} free" + (" on the host" if self.reason == "host-memory" else "")
+        return f"needs {self.needs} {unit}, {free}, {self.ahead} in front"
+
+
+Tell = Callable[[Waiting], Awaitable[None]]
+"""Told of a wait when it begins, and of its progress at most every `TELL_S` seconds."""
+
+
+async def _nobody(_waiting: Waiting) -> None:
+    return
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """One box's place: in the queue, then inside, or refused."""
+
+    what: str
+    need_mb: int
+    need_vcpus: int
+    wake: anyio.Event = field(default_factory=anyio.Event)
+    """Set when the ticket is let in, is refused or has become the first."""
+    since: float | None = None
+    """When it was let in, by the monotonic clock."""
+    refusal: VoidboxError | None = None
+
+    @property
+    def settled(self) -> bool:
+        return self.since is not None or self.refusal is not None
+
+
+class Admission:
+    """Lets boxes in, first come first served, while there is room: of the capacity, and of the host's memory.
+
+    Args:
+        free_mb: MiB a new process may take now, None where that is not known; read each time the first in the
+            queue is looked at. Other programs' memory is seen by it alone.
+        wait_s: bound on waiting for room, in seconds.
+    """
+
+    def __init__(
+        self, capacity: Capacity, *, free_mb: Callable[[], int | None] = lambda: None, wait_s: float = WAIT_S
+    ) -> None:
         self.capacity = capacity
-        self.used_mb = 0
-        self.used_vcpus = 0
-        self.boxes = 0
-        self._queue: deque[tuple[int, int, anyio.Event]] = deque()
+        self._free_mb, self._wait_s = free_mb, wait_s
+        self._queue: deque[_Ticket] = deque()
+        self._inside: set[_Ticket] = set()
+        self._first: _Ticket | None = None
+        self._left = -math.inf
+
+    @property
+    def used_mb(self) -> int:
+        """MiB promised to the boxes that are in."""
+        return sum(t.need_mb for t in self._inside)
+
+    @property
+    def used_vcpus(self) -> int:
+        """vCPUs promised to the boxes that are in."""
+        return sum(t.need_vcpus for t in self._inside)
+
+    @property
+    def boxes(self) -> int:
+        """Boxes that are in."""
+        return len(self._inside)
 
     def check(self, what: str, memory_mb: int) -> None:
         """`UserError` if a box of that size can never start here."""
@@ -58,47 +142,115 @@ class Admission:
             )
 
     @asynccontextmanager
-    async def admitted(self, memory_mb: int, vcpus: int) -> AsyncIterator[None]:
-        """Hold the room for one box; waits, cancellably, until there is room."""
-        need_mb, need_vcpus = memory_mb + BOX_OVERHEAD_MB, min(vcpus, self.capacity.vcpus)
-        waiting = (need_mb, need_vcpus, anyio.Event())
-        self._queue.append(waiting)
-        self._serve()
+    async def admitted(
+        self, memory_mb: int, vcpus: int, *, what: str = "A box", tell: Tell = _nobody
+    ) -> AsyncIterator[None]:
+        """Hold the room for one box; waits, cancellably, until there is room.
+
+        Args:
+            what: who asks, as the subject of an error's sentence.
+
+        Raises:
+            LimitExceeded: there was no room within the bound (limit ``time``, cause ``no-room``).
+            ProviderError: the host's memory is taken by others, and no box of ours would free some
+                (cause ``host-memory``).
+        """
+        ticket = _Ticket(what, memory_mb + BOX_OVERHEAD_MB, min(vcpus, self.capacity.vcpus))
+        self._queue.append(ticket)
         try:
-            await waiting[2].wait()
-        except BaseException:
-            if waiting in self._queue:
-                self._queue.remove(waiting)
-                self._serve()
-            else:
-                self._release(need_mb, need_vcpus)
-            raise
-        try:
+            self._serve()
+            with anyio.move_on_after(self._wait_s):
+                await self._turn(ticket, tell)
+            if ticket.refusal is not None:
+                raise ticket.refusal
+            if not ticket.settled:
+                raise self._no_room(ticket)
             yield
         finally:
-            self._release(need_mb, need_vcpus)
+            self._leave(ticket)
+
+    async def _turn(self, ticket: _Ticket, tell: Tell) -> None:
+        told, told_at = None, -math.inf
+        while not ticket.settled:
+            now, seen = time.monotonic(), self._seen(ticket)
+            # What is free changes all the time and would be news all the time.
+            if (seen.reason, seen.ahead) != told and now - told_at >= TELL_S:
+                told, told_at = (seen.reason, seen.ahead), now
+                await tell(seen)
+            first = self._queue[0] is ticket if self._queue else False
+            # Nobody tells of memory that another program gave back.
+            with anyio.move_on_after(POLL_S if first else TELL_S):
+                await ticket.wake.wait()
+                ticket.wake = anyio.Event()
+            if not ticket.settled:
+                self._serve()
+
+    def _seen(self, ticket: _Ticket) -> Waiting:
+        ahead = self._queue.index(ticket)
+        found = self._obstacle(ticket)
+        if found is None:
+            free = self.capacity.memory_mb - self.used_mb
+            return Waiting("turn", ticket.need_mb, free, ahead)
+        return replace(found, ahead=ahead)
+
+    def _obstacle(self, ticket: _Ticket) -> Waiting | None:
+        """What keeps `ticket` out if it is the first, or None."""
+        # With nothing else running the first one goes whatever its share: waiting would never end.
+        if self._inside:
+            free = self.capacity.memory_mb - self.used_mb
+            if ticket.need_mb > free:
+                return Waiting("memory", ticket.need_mb, free, 0)
+            free = self.capacity.vcpus - self.used_vcpus
+            if ticket.need_vcpus > free:
+                return Waiting("vcpus", ticket.need_vcpus, free, 0)
+        on_host = self._free_mb()
+        if on_host is not None and ticket.need_mb > (left := on_host - self._fresh_mb()):
+            return Waiting("host-memory", ticket.need_mb, max(0, left), 0)
+        return None
+
+    def _fresh_mb(self) -> int:
+        """What boxes were promised and have not taken yet, so that the host still counts it as free."""
+        now = time.monotonic()
+        return sum(t.need_mb for t in self._inside if t.since is not None and now - t.since < FRESH_S)
 
     def _serve(self) -> None:
         while self._queue:
-            need_mb, need_vcpus, turn = self._queue[0]
-            fits = (
-                self.used_mb + need_mb <= self.capacity.memory_mb
-                and self.used_vcpus + need_vcpus <= self.capacity.vcpus
-            )
-            # With nothing else running the first one goes: waiting would never end.
-            if not fits and self.boxes:
+            first = self._queue[0]
+            obstacle = self._obstacle(first)
+            if obstacle is None:
+                first.since = time.monotonic()
+                self._inside.add(first)
+            elif not self._inside and time.monotonic() - self._left >= SETTLE_S:
+                first.refusal = ProviderError(
+                    f"{first.what} needs {obstacle.needs} MiB of host memory and {obstacle.free} MiB are free, "
+                    "and no box runs that would give some back; end other programs, or ask for a smaller box.",
+                    cause="host-memory",
+                )
+            else:
+                if first is not self._first:
+                    self._first = first
+                    first.wake.set()
                 return
             self._queue.popleft()
-            self.used_mb += need_mb
-            self.used_vcpus += need_vcpus
-            self.boxes += 1
-            turn.set()
+            first.wake.set()
 
-    def _release(self, memory_mb: int, vcpus: int) -> None:
-        self.used_mb -= memory_mb
-        self.used_vcpus -= vcpus
-        self.boxes -= 1
+    def _leave(self, ticket: _Ticket) -> None:
+        if ticket in self._inside:
+            self._inside.remove(ticket)
+            self._left = time.monotonic()
+        elif ticket in self._queue:
+            self._queue.remove(ticket)
         self._serve()
+
+    def _no_room(self, ticket: _Ticket) -> LimitExceeded:
+        return LimitExceeded(
+            f"{ticket.what} found no room within {self._wait_s:g} s ({self._seen(ticket)}); end other boxes or "
+            "programs, or ask for a smaller box.",
+            limit="time",
+            value=self._wait_s,
+            unit="s",
+            cause="no-room",
+        )
 
 
 def _meminfo_mb(field: str) -> int:

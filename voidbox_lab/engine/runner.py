@@ -20,12 +20,12 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from voidbox_lab.engine import machine as m
-from voidbox_lab.engine.admission import Admission
+from voidbox_lab.engine.admission import Admission, Waiting
 from voidbox_lab.engine.journal import Journal
 from voidbox_lab.engine.stage import Host, StageJob, first_error, run_stage
 from voidbox_lab.errors import Cancelled, LimitExceeded, ProviderError, UserError, VoidboxError
 from voidbox_lab.spec import TERMINAL, RunRecord, RunSpec, StageRecord, Trouble
-from voidbox_lab.spec.events import Body, RunChanged, StageChanged
+from voidbox_lab.spec.events import Body, Notice, RunChanged, StageChanged
 from voidbox_lab.store import Artifacts, Store
 
 MAX_RUNS = 64
@@ -173,6 +173,9 @@ class Runner:
         async def moved(state: m.Progress) -> None:
             await active.inbox.send(m.Moved(name, state))
 
+        async def waits(waiting: Waiting) -> None:
+            await emit(Notice(message=f"Waiting for room: {waiting}."))
+
         ended = m.Ended(
             name, "cancelled", trouble=_trouble(Cancelled("The stage was cancelled.", cause="cancelled"))
         )
@@ -182,7 +185,8 @@ class Runner:
                 if active.machine.cancel is not None:
                     scope.cancel()  # cancelled between its launch and this line
                 box = next(s.box for s in active.spec.stages if s.box.name == name)
-                async with self.admission.admitted(box.memory_mb, box.vcpus):
+                room = self.admission.admitted(box.memory_mb, box.vcpus, what=f"Stage {name!r}", tell=waits)
+                async with room:
                     job = await self._job(run, active, name)
                     output = await run_stage(job, self._host, emit, moved)
                 active.outputs[name] = output

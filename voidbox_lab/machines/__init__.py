@@ -1,7 +1,7 @@
 """Machines: libvirt domains started, watched, ended and swept. What runs inside them is `voidbox_lab.box`."""
 
 from voidbox_lab.machines.boxdirs import BoxDirs, claim
-from voidbox_lab.machines.hypervisor import Hypervisor, Owned
+from voidbox_lab.machines.hypervisor import Hypervisor, Owned, available_memory_mb
 from voidbox_lab.machines.machine import Machine
 from voidbox_lab.machines.owner import Owner
 from voidbox_lab.machines.probe import Verdict, probe_accelerator
@@ -29,6 +29,7 @@ __all__ = [
     "TemplateStore",
     "Templates",
     "Verdict",
+    "available_memory_mb",
     "claim",
     "probe_accelerator",
 ]

@@ -11,7 +11,7 @@ from voidbox_lab.spec.policy import Policy
 from voidbox_lab.spec.run import BoxFacts
 from voidbox_lab.spec.voidbox import MIN_MEMORY_MB
 
-API_VERSION = 1
+API_VERSION = 2
 """Raised when an old client could misread a new daemon."""
 
 
@@ -45,6 +45,18 @@ class ExecRequest(Spec):
     stdin: str | None = Field(None, max_length=8 << 20)
     """Base64."""
     policy: Policy = Policy()
+
+
+class ExecWaiting(Frozen):
+    """There is no room for the box yet; sent when the wait begins and as it gets on."""
+
+    type: Literal["waiting"] = "waiting"
+    reason: str
+    """``turn``, ``memory``, ``vcpus`` or ``host-memory``; see `voidbox_lab.engine.admission.Waiting`."""
+    ahead: int
+    """Boxes in front of it."""
+    message: str
+    """The same in one sentence, with figures."""
 
 
 class ExecStarted(Frozen):
@@ -105,7 +117,7 @@ class CheckReport(Frozen):
     steps: tuple[CheckStep, ...]
 
 
-ExecEvent = Annotated[ExecStarted | ExecOutput | ExecExit | Failed, Field(discriminator="type")]
+ExecEvent = Annotated[ExecWaiting | ExecStarted | ExecOutput | ExecExit | Failed, Field(discriminator="type")]
 EXEC_EVENT: TypeAdapter[ExecEvent] = TypeAdapter(ExecEvent)
 CheckEvent = Annotated[CheckStep | CheckReport | Failed, Field(discriminator="type")]
 CHECK_EVENT: TypeAdapter[CheckEvent] = TypeAdapter(CheckEvent)
