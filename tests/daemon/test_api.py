@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from tests.daemon.doubles import fake_backend
+from tests.engine.doubles import says
 from voidbox_lab import __version__
-from voidbox_lab.daemon import core
+from voidbox_lab.daemon import app, core
 from voidbox_lab.engine import Capacity
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
 from voidbox_lab.spec import Model, RunSpec, Stage, VoidBoxSpec, digest_bytes
@@ -82,10 +83,54 @@ async def test_two_readers_see_the_same(house: Any) -> None:
     assert len(seen[0]) > 10
 
 
+async def test_a_stream_reads_each_event_once_and_never_the_record(
+    house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record holds the spec, of up to 64 MiB, and a run has hundreds of thousands of events."""
+    store, reads = house.daemon.store, dict[str, list[int]](records=[], events=[], ends=[])
+
+    def counted(name: str, kind: str) -> None:
+        real = getattr(store, name)
+
+        async def read(*args: Any, **options: Any) -> Any:
+            found = await real(*args, **options)
+            reads[kind].append(len(found) if kind == "events" else 1)
+            return found
+
+        monkeypatch.setattr(store, name, read)
+
+    for name, kind in (("get_run", "records"), ("read_events", "events"), ("has_ended", "ends")):
+        counted(name, kind)
+    monkeypatch.setattr(app, "PAGE", 7)
+    drip = [step for i in range(20) for step in (*says(f"word {i}")[:1], ("sleep", 0.06))]
+    house.backend.scripts["one"] = [*drip, *says(*"abcdefghijklmnopqrst", result="ok")]
+    record = await house.client.submit(spec("one"))
+    events = [e async for e in house.client.events(record.id)]
+    assert len(reads["events"]) > 10, "it came all at once, which proves nothing"
+    assert sum(reads["events"]) == len(events)
+    assert max(reads["events"]) <= 7
+    assert not reads["records"]
+    assert len(reads["ends"]) <= 1 + reads["events"].count(0)
+    assert [e async for e in house.client.events(record.id, after=events[-1].seq)] == [], "the end was seen before"
+
+
+async def test_a_daemon_that_stops_still_tells_the_end(house: Any) -> None:
+    """Else a client would start another daemon to learn it."""
+    record = await house.client.submit(spec("one"))
+    events = [e async for e in house.client.events(record.id)]
+    house.daemon.stopped.set()
+    sent: list[Any] = []
+
+    async def send(_name: str, event: Any, _number: int | None) -> None:
+        sent.append(event)
+
+    with anyio.fail_after(5):
+        await app._follow(house.daemon, record.id, 2, send)
+    assert sent == events[2:]
+
+
 async def test_guest_text_cannot_break_the_stream(house: Any) -> None:
     """Line ends of every kind, and what looks like SSE fields, arrive as they were."""
-    from tests.engine.doubles import says
-
     nasty = "a\u2028b\u2029c\x85d\r\n\r\nevent: failed\ndata: {}\n\n\x00\x0b\x0c\x1c"
     house.backend.scripts["one"] = says(nasty, result="ok")
     record = await house.client.submit(spec("one"))

@@ -99,6 +99,13 @@ class StoreContract:
         assert (record.stages["one"].tool_calls, record.stages["one"].cost_usd) == (1, 0.5)
         assert record.stages["two"].trouble == trouble
 
+    async def test_has_ended(self, store: Store) -> None:
+        await store.create_run("r1", run_spec(), at=0)
+        await store.append("r1", [Entry(RunChanged(state="running"), None, 1), text("a")])
+        assert not await store.has_ended("r1")
+        await store.append("r1", [Entry(RunChanged(state="cancelled"), None, 2)])
+        assert await store.has_ended("r1")
+
     async def test_listing(self, store: Store) -> None:
         for i in range(4):
             await store.create_run(f"r{i}", run_spec(), at=i)
@@ -124,7 +131,13 @@ class StoreContract:
             await again.aclose()
 
     async def test_an_unknown_run_is_the_users_error(self, store: Store) -> None:
-        for call in (store.get_run("no"), store.read_events("no"), store.append("no", [text("x")])):
+        unknown = (
+            store.get_run("no"),
+            store.has_ended("no"),
+            store.read_events("no"),
+            store.append("no", [text("x")]),
+        )
+        for call in unknown:
             with pytest.raises(UserError, match="no run 'no'"):
                 await call
 

@@ -20,6 +20,7 @@ from voidbox_lab.spec.events import RunChanged
 RECHECK_S = 20.0
 """An event stream looks into the store at least so often."""
 PAGE = 500
+"""Most events read at once for a stream."""
 
 
 def create(daemon: Daemon) -> FastAPI:
@@ -57,7 +58,7 @@ def create(daemon: Daemon) -> FastAPI:
         last_event_id: Annotated[int | None, Header(ge=0)] = None,
     ) -> EventSourceResponse:
         """Events after a number, as server-sent events whose id is that number; ends with the run."""
-        await daemon.store.get_run(run)  # an unknown run is a 404, not a stream
+        await daemon.store.has_ended(run)  # an unknown run is a 404, not a stream
         start = after if last_event_id is None else last_event_id
         return streams.respond(lambda send: _follow(daemon, run, start, send))
 
@@ -104,17 +105,26 @@ def create(daemon: Daemon) -> FastAPI:
 
 
 async def _follow(daemon: Daemon, run: str, after: int, send: streams.Sender) -> None:
-    while not daemon.stopped.is_set():
+    """Send what the store has after event `after`, `PAGE` events at a time, until the run has ended.
+
+    What was sent is not read again, and the record, which holds the whole spec, is not read at all.
+    """
+    ended = False
+    while True:
+        # Asked before the events are read: by then the last ones of all runs are written.
+        ended = ended or daemon.stopped.is_set()
         news = daemon.journal.news(run)
-        # The record first: once it says the run is over, the events read next include the last one.
-        over = (await daemon.store.get_run(run)).state in TERMINAL
         events = await daemon.store.read_events(run, after=after, limit=PAGE)
         for event in events:
             await send("event", event, event.seq)
             after = event.seq
             if isinstance(event.body, RunChanged) and event.body.state in TERMINAL:
                 return
-        if not events:
-            if over:
-                return
+        if len(events) == PAGE:
+            continue
+        if ended:
+            return
+        # `after` may be past the last event. If it is not, that one came after the events were read: once more.
+        ended = not events and await daemon.store.has_ended(run)
+        if not ended:
             await daemon.until(news, RECHECK_S)

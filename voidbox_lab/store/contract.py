@@ -57,6 +57,10 @@ class Store(Protocol):
         """The record as of the last acknowledged event."""
         ...
 
+    async def has_ended(self, run: str) -> bool:
+        """Whether the run's record says that it has ended, at a cost that does not grow with the run."""
+        ...
+
     async def list_runs(self, *, limit: int = 100, unfinished: bool = False) -> list[RunRecord]:
         """Newest first, at most `limit` (capped at `MAX_PAGE`); only those without an end if `unfinished`."""
         ...

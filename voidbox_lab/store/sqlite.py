@@ -98,6 +98,13 @@ class SqliteStore:
             raise _unknown(run)
         return _record(*rows[0])
 
+    async def has_ended(self, run: str) -> bool:
+        """See `Store.has_ended`."""
+        rows = await self._read("SELECT finished_at IS NOT NULL FROM runs WHERE id = ?", (run,))
+        if not rows:
+            raise _unknown(run)
+        return bool(rows[0][0])
+
     async def list_runs(self, *, limit: int = 100, unfinished: bool = False) -> list[RunRecord]:
         """See `Store.list_runs`."""
         only = "WHERE finished_at IS NULL" if unfinished else ""
