@@ -97,7 +97,8 @@ class LiveBackend:
         try:
             yield GatewaySession(self._gateway, token, self._settings.runtime / "gateway.sock")
         finally:
-            self._gateway.revoke(token)
+            # Before the stage's end is recorded: the last events of a run are its stages' ends and its own.
+            await self._gateway.close(token)
 
     async def open(
         self,

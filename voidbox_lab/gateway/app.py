@@ -37,6 +37,8 @@ from voidbox_lab.gateway.upstream import Ask, HttpUpstream, Upstream, new_client
 from voidbox_lab.spec import Model
 from voidbox_lab.spec.events import ModelCall
 
+METER_S = 5.0
+"""How long a stage that ends waits for its requests in flight to end, in seconds."""
 OnCall = Callable[[StageSession, ModelCall], None]
 log = logging.getLogger(__name__)
 
@@ -106,6 +108,18 @@ class Gateway:
         """Shut a stage out; its requests in flight end at once. An unknown token is no error."""
         self._sessions.remove(token)
 
+    async def close(self, token: str) -> None:
+        """`revoke`, and wait until the stage's requests in flight are metered: `on_call` has been told of every
+        request of the stage when this returns. One that does not end within `METER_S` is metered as it stands."""
+        live = self._sessions.remove(token)
+        if live is None:
+            return
+        with anyio.move_on_after(METER_S, shield=True):
+            await live.all_landed()
+        for request in tuple(live.in_flight):
+            log.warning("%s/%s: a request did not end within %g s", live.session.run, live.session.stage, METER_S)
+            request.report()
+
     def trouble(self, token: str) -> VoidboxError | None:
         """Why the latest model request under `token` failed on the host's side, if it did."""
         live = self._sessions.find(token)
@@ -160,6 +174,8 @@ class Gateway:
         hold = _Hold(live)
         try:
             body = await self._body(request, hold)
+            if live.revoked:
+                raise _Refused(401, "The stage has ended; its token is no longer valid.")
             await self._carry(request, live, api, body, hold.size, count_only=count_only, send=send)
         finally:
             hold.release()

@@ -30,7 +30,7 @@ from voidbox_lab.spec.events import ModelCall
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Exchange:
     """One request of a registered stage. `run` it once; `call` then says what became of it."""
 
@@ -49,6 +49,8 @@ class Exchange:
     _begun: float = field(init=False)
     _first_byte: float | None = None
     _finished: bool = False
+    _scope: CancelScope = field(default_factory=CancelScope, init=False)
+    _on_end: Callable[[ModelCall], None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.ask.api)
@@ -56,19 +58,29 @@ class Exchange:
 
     async def run(self, on_end: Callable[[ModelCall], None] | None) -> None:
         """Carry the request to its end, whatever that is; then report it."""
-        with CancelScope() as scope:
-            self.live.in_flight.add(scope)
+        self._on_end = on_end
+        with self._scope:
+            self.live.in_flight.add(self)
             try:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._until_hung_up, tasks.cancel_scope)
                     await self._carry()
                     tasks.cancel_scope.cancel()
             finally:
-                self.live.in_flight.discard(scope)
-                if on_end is not None:
-                    on_end(self.call())
+                self.report()
+                self.live.land(self)
         if self.live.revoked and not self._finished:
             await self._fail(401, "The stage has ended; its token is no longer valid.")
+
+    def cancel(self) -> None:
+        """See `session.InFlight`."""
+        self._scope.cancel()
+
+    def report(self) -> None:
+        """See `session.InFlight`."""
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(self.call())
 
     def call(self) -> ModelCall:
         """The record of this exchange so far."""

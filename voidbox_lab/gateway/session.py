@@ -6,8 +6,9 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from anyio import CancelScope
+import anyio
 
 from voidbox_lab.errors import VoidboxError
 from voidbox_lab.gateway.keys import Keys
@@ -26,13 +27,26 @@ class StageSession:
     keys: Keys = field(default_factory=Keys)
 
 
+class InFlight(Protocol):
+    """A model request on its way."""
+
+    def cancel(self) -> None:
+        """End it soon."""
+
+    def report(self) -> None:
+        """Have it metered as far as it has come; once."""
+
+
 @dataclass
 class Live:
     """A registered session and its state."""
 
     session: StageSession
     token_digest: bytes
-    in_flight: set[CancelScope] = field(default_factory=set)
+    in_flight: set[InFlight] = field(default_factory=set)
+    """Model requests that have not been metered."""
+    landed: anyio.Event = field(default_factory=anyio.Event)
+    """Set, and replaced, when one of them has been."""
     calls: int = 0
     """Model requests begun so far."""
     requests: int = 0
@@ -44,6 +58,17 @@ class Live:
     revoked: bool = False
     trouble: VoidboxError | None = None
     """Why the latest model request failed on the host's side; None after one that succeeded."""
+
+    def land(self, request: InFlight) -> None:
+        """`request` has been metered."""
+        self.in_flight.discard(request)
+        self.landed.set()
+        self.landed = anyio.Event()
+
+    async def all_landed(self) -> None:
+        """Wait until nothing is in flight."""
+        while self.in_flight:
+            await self.landed.wait()
 
 
 class Sessions:
@@ -80,8 +105,8 @@ class Sessions:
 
 def _end(live: Live) -> None:
     live.revoked = True
-    for scope in list(live.in_flight):
-        scope.cancel()
+    for request in list(live.in_flight):
+        request.cancel()
 
 
 def _digest(token: str) -> bytes:
