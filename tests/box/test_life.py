@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
 
-from voidbox_lab.box import Boxes, boxes, life
+from voidbox_lab.box import Boxes, life
 from voidbox_lab.box.connection import Connection
 from voidbox_lab.box.life import Life
 from voidbox_lab.errors import BoxLost, Cancelled, VoidboxError
 from voidbox_lab.machines import Gone
+from voidbox_lab.settings import Settings
 from voidbox_lab.vsock import Stream
 
 pytestmark = pytest.mark.anyio
@@ -113,13 +114,11 @@ async def test_boxes_that_end_take_their_box_along(
 ) -> None:
     """Under a stage: the host's failure, if it was one; a daemon that is told to end cancels."""
     host: Any = SimpleNamespace(lost=lost)
-    nothing: Any = None
     async with a_box(lost) as box:
-        with nullcontext() if fault is None else pytest.raises(ExceptionGroup):
-            async with Boxes(nothing, host) as made:
-                stack = AsyncExitStack()
-                stack.push_async_callback(box.life.end)
-                made._open["vb-0"] = boxes._Closer(stack, box.life, lambda: made._open.pop("vb-0"))
+        birth: Any = SimpleNamespace(id="vb-0", blame=box.life.blame, undo=box.life.end)
+        with nullcontext() if fault is None else pytest.raises(Keeper):
+            async with Boxes(Settings.from_env(), host) as made:
+                made._open["vb-0"] = birth
                 if fault is not None:
                     raise fault
         assert made.running == 0
@@ -133,12 +132,12 @@ async def test_an_opening_counts_as_running(monkeypatch: pytest.MonkeyPatch) -> 
     nothing: Any = None
     reached = anyio.Event()
 
-    async def image(*_: object) -> None:
+    async def image(*_: object, **__: object) -> None:
         reached.set()
         await anyio.sleep_forever()
 
-    monkeypatch.setattr(Boxes, "_image", image)
-    async with Boxes(nothing, nothing) as made, anyio.create_task_group() as tasks:
+    monkeypatch.setattr(Boxes, "recipe", image)
+    async with Boxes(Settings.from_env(), nothing) as made, anyio.create_task_group() as tasks:
         tasks.start_soon(made.open)
         await reached.wait()
         assert made.running == 1

@@ -65,7 +65,7 @@ async def test_a_fork_has_the_agents_rights_and_nothing_of_pid_1(
     """Its uid, its Landlock, its cgroup, three pipes; closed to its own tools; and no copy of the box's secret,
     neither in it nor in PID 1: not its bytes, not its halves, not its hexadecimal digits."""
     known = secrets.token_bytes(32)
-    monkeypatch.setattr("voidbox_lab.box.boxes.secrets.token_bytes", lambda n: known if n == 32 else os.urandom(n))
+    monkeypatch.setattr("voidbox_lab.box.birth.secrets.token_bytes", lambda n: known if n == 32 else os.urandom(n))
     inverted = bytes(255 - b for b in known).hex()
     # Not tmp_path: a UNIX socket's name is short.
     path = Path(os.environ["XDG_RUNTIME_DIR"]) / "warm"

@@ -28,15 +28,16 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 
 SCRIPTS = {
-    # Has the kernel choose the agent itself when the box's memory is gone, then takes it all.
+    # Takes all memory until the kernel ends it, then takes the agent along: lab-agent's own score is not its
+    # tools' to raise, for it is no process that they may look into.
     "hog": """
 description: Uses up the box's memory.
 turns:
   - say: I take it all.
     use:
       - shell: |
-          echo 1000 > /proc/$PPID/oom_score_adj
           python3 -c '[b"x" * (1 << 20) for _ in range(2000)]'
+          kill -9 $PPID
   - say: Still here.
 """,
     "suicide": """

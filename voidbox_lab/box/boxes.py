@@ -169,12 +169,13 @@ class Boxes:
                 image=recipe.image.digest,
                 memory_mb=recipe.memory_mb,
                 vcpus=recipe.vcpus,
-                boot_s=round(time.monotonic() - began, 3),
+                boot_s=0.0,
                 start=start,
                 start_note=note,
             )
             box = Box(birth.connection, facts, lambda: self._close(birth), birth.phases, birth.transport.connect)
             await settle(birth, box, policy, gateway_socket)
+            box.facts = facts.model_copy(update={"boot_s": round(time.monotonic() - began, 3)})
         except BaseException:
             await self._close(birth)
             raise

@@ -120,7 +120,7 @@ class BoxFacts(Frozen):
     memory_mb: int
     vcpus: int
     boot_s: float
-    """Seconds from the request to the handshaken guest agent."""
+    """Seconds from the request to a box with its policy in force."""
     start: BoxStart = "cold"
     """``cold``: its kernel booted; ``clone``: restored from a template; ``spare``: a clone made beforehand."""
     start_note: str = ""
