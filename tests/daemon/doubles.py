@@ -50,6 +50,10 @@ class FakeBackend(FakeBoxes):
         if box.model.provider == "anthropic" and "ANTHROPIC_API_KEY" not in self.keys:
             raise UserError("No ANTHROPIC_API_KEY is set.", cause="no-key")
 
+    @property
+    def spare_mb(self) -> int:
+        return 0
+
     async def sweep(self) -> list[str]:
         self.swept += 1
         return ["vb-0000000000"]

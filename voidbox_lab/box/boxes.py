@@ -22,6 +22,7 @@ from voidbox_lab.box.settle import rehearse, settle
 from voidbox_lab.box.trouble import libvirt_lost
 from voidbox_lab.errors import BoxLost, ProviderError
 from voidbox_lab.machines import Hypervisor, Recipe, Templates, Verdict, probe_accelerator
+from voidbox_lab.machines.hypervisor import QEMU_OVERHEAD_MB
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import BoxFacts, Policy
 from voidbox_lab.spec.run import BoxStart
@@ -159,6 +160,8 @@ class Boxes:
         if birth is None:
             async with self._starting:
                 began = time.monotonic()
+                # Spares of another kind must not keep out a box that is really wanted.
+                await self.pool.drain(recipe.memory_mb + QEMU_OVERHEAD_MB)
                 birth, start, note = await self._bear(recipe, timeout_s)
         self._open[birth.id] = birth
         try:

@@ -65,6 +65,11 @@ class Pool:
         """Spares that are ready."""
         return sum(len(spares) for spares in self._spares.values())
 
+    @property
+    def memory_mb(self) -> int:
+        """Host memory that spares may hold, in MiB."""
+        return sum(len(spares) * recipe.memory_mb for recipe, spares in self._spares.items())
+
     def asked(self, recipe: Recipe) -> None:
         """A box of `recipe` is wanted: so may be the next."""
         times = self._asked[recipe]

@@ -59,7 +59,7 @@ def exec_(
                     case ExecStarted(facts=facts) if verbose:
                         err.print(
                             f"box {facts.domain}: {facts.isolation}, {facts.vsock} vsock, {facts.memory_mb} MB, "
-                            f"up after {ago(facts.boot_s)}"
+                            f"up after {ago(facts.boot_s)} ({facts.start})"
                         )
                     case ExecOutput(stream=stream, data=data):
                         target = sys.stdout if stream == "stdout" else sys.stderr

@@ -46,6 +46,11 @@ class Backend(ports.Boxes, Protocol):
         """A gateway session for the time of the context; see `voidbox_lab.engine.stage.Session`."""
         ...
 
+    @property
+    def spare_mb(self) -> int:
+        """MiB that boxes kept ready hold; they are given up when a box that is asked for needs the room."""
+        ...
+
     async def sweep(self) -> list[str]:
         """Remove what dead owners left; its names."""
         ...

@@ -126,7 +126,10 @@ class _Check:
             )
             boxes.append(box)
             facts = box.facts
-            message = f"a box booted in {facts.boot_s:.2f} s ({facts.isolation}, {facts.vsock} vsock)"
+            how = {"cold": "booted", "clone": "cloned from its template", "spare": "a spare one"}[facts.start]
+            message = f"a box was up in {facts.boot_s:.2f} s ({how}; {facts.isolation}, {facts.vsock} vsock)"
+            if facts.start_note:
+                message += f"; no clone: {facts.start_note}"
             return message, facts.model_dump(mode="json") | {"phases": getattr(box, "phases", {})}
 
         async with AsyncExitStack() as room:

@@ -69,7 +69,7 @@ class Daemon:
             await _bury(store, journal)
             backend = await stack.enter_async_context(make_backend(settings, journal))
             host = Host(boxes=backend, adapter=backend.adapter, session=backend.session)
-            admission = Admission(capacity or Capacity.of_host(), free_mb=available_memory_mb)
+            admission = Admission(capacity or Capacity.of_host(), free_mb=lambda: _free_mb(backend))
             runner = await stack.enter_async_context(Runner.serving(store, artifacts, journal, host, admission))
             yield cls(settings, store, artifacts, journal, backend, runner)
 
@@ -161,3 +161,8 @@ async def _bury(store: Store, journal: Journal) -> None:
     for record in await store.list_runs(limit=5000, unfinished=True):
         log.warning("%s was in progress when a daemon died", record.id)
         await end_abruptly(journal, record, trouble)
+
+
+def _free_mb(backend: Backend) -> int | None:
+    free = available_memory_mb()
+    return None if free is None else free + backend.spare_mb

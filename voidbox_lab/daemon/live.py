@@ -138,6 +138,11 @@ class LiveBackend:
         """The libvirt connection; opened if need be."""
         return (await self._open()).hypervisor
 
+    @property
+    def spare_mb(self) -> int:
+        """See `Backend`."""
+        return self._opened.boxes.pool.memory_mb if self._opened is not None else 0
+
     async def sweep(self) -> list[str]:
         """See `Backend`."""
         return list(await (await self._open()).hypervisor.sweep())

@@ -95,6 +95,8 @@ async def run_stage(job: StageJob, host: Host, emit: Emit, moved: Callable[[Prog
     await moved("booting")
     async with host.session(job) as session, _open(job, host, adapter, session) as box:
         await emit(BoxBooted(facts=box.facts))
+        if box.facts.start_note:
+            await emit(Notice(level="warning", message=f"Booted, not cloned: {box.facts.start_note}"))
         await moved("provisioning")
         with _provisioning(job):
             spec = await _provision_inputs(box, job)

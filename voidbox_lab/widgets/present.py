@@ -117,7 +117,7 @@ def box_title(box: BoxFacts) -> str:
     """What a box really was, in one line."""
     return (
         f"{ISOLATION_TITLES[box.isolation]} {box.memory_mb} MB, {count(box.vcpus, 'vCPU')}, "
-        f"{box.vsock}-space vsock, up in {seconds(box.boot_s)}."
+        f"{box.vsock}-space vsock, up in {seconds(box.boot_s)} ({box.start})."
     )
 
 
