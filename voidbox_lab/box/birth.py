@@ -54,6 +54,10 @@ TEMPLATE_BOOT_DATA = (
 """What makes a guest a template: zeros for a secret, and no identity."""
 
 
+NOT_THE_CLONES = {"host-memory", "libvirt-lost", "timeout"}
+"""Causes for which a cold boot would fail as well."""
+
+
 class NotRestored(ProviderError):
     """No clone could be made; a cold boot may work. `broken`: the template may be to blame."""
 
@@ -137,7 +141,10 @@ class Birth:
                 tasks.start_soon(self.transport.ready)
                 await self._start(lambda: self._hypervisor.start(spec, _left(deadline)))
         except BaseExceptionGroup as group:
-            raise first_error(group) from None
+            error = first_error(group)
+            if isinstance(error, ProviderError) and error.cause not in NOT_THE_CLONES:
+                raise NotRestored(error.message, cause=error.cause) from error
+            raise error from None
         self.mark("start")
         # QEMU has it open; without its name nothing can leave it behind.
         await run_sync(_forget_name, self._dirs.memory)

@@ -142,8 +142,6 @@ def _unpack(template: Template, path: Path) -> None:
         if hashlib.sha256(state).hexdigest() != template.files[STATE].sha256:
             raise pages.Damaged(f"{template.path / STATE} is not what its digest says.", cause="template-damaged")
         (path / "state").write_bytes(state)
-        for name in NAMES:
-            (path / name).chmod(0o400)
         mark = {name: _stamp(path / name) for name in NAMES}
         (path / MARK).write_text(json.dumps(mark), encoding="ascii")
     except BaseException:
