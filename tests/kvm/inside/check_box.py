@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from tests.kvm.inside.shared import BOOT_S, MEMORY_MB, SharedBox
-from tests.kvm.inside.witness import qemu_of
+from tests.kvm.inside.witness import cid_of, qemu_of
 from voidbox_lab.box import Boxes
 from voidbox_lab.machines import BoxDirs, Hypervisor
 from voidbox_lab.settings import Settings
@@ -28,14 +28,14 @@ async def test_facts_say_kvm_and_kernel(shared: SharedBox) -> None:
     assert 0 < facts.boot_s < BOOT_S
 
 
-async def test_qemu_says_the_same(shared: SharedBox) -> None:
+async def test_qemu_says_the_same(shared: SharedBox, hypervisor: Hypervisor) -> None:
     """QEMU holds a KVM machine and the vhost-vsock device; the facts are not merely claimed."""
     qemu = qemu_of(shared.box.id)
     assert qemu is not None
     assert qemu.accelerator == "kvm"
     assert "anon_inode:kvm-vm" in qemu.devices
     assert "/dev/vhost-vsock" in qemu.devices
-    assert (qemu.cid or 0) > 2
+    assert await cid_of(hypervisor, shared.box.id) > 2
 
 
 async def test_the_guest_says_the_same(shared: SharedBox) -> None:
@@ -68,7 +68,8 @@ async def test_a_destroyed_box_leaves_nothing(
     async with box:
         qemu = qemu_of(box.id)
         assert qemu is not None
-        assert qemu.cid not in {None, shared.cid}
+        cid = await cid_of(hypervisor, box.id)
+        assert cid != shared.cid
         dirs = BoxDirs.of(settings, box.id)
         assert dirs.runtime.is_dir()
         assert dirs.cache.is_dir()
@@ -90,7 +91,7 @@ async def test_a_destroyed_box_leaves_nothing(
     with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as dialler:
         dialler.settimeout(10)
         # What no guest has, nothing can be dialled at; a guest without a listener would reset instead.
-        assert dialler.connect_ex((qemu.cid, 1)) in {errno.ENODEV, errno.EHOSTUNREACH}
+        assert dialler.connect_ex((cid, 1)) in {errno.ENODEV, errno.EHOSTUNREACH}
     assert qemu_of(shared.box.id) is not None, "the other box is not touched"
     assert (await shared.box.run(["true"], timeout_s=120)).exit_code == 0
 

@@ -6,11 +6,12 @@ A skip here is a failure: the lane exists to show that nothing is missing.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator
+from dataclasses import replace
 
 import pytest
 
 from tests.kvm.inside.shared import BOOT_S, MEMORY_MB, PROBE_S, SharedBox
-from tests.kvm.inside.witness import qemu_of
+from tests.kvm.inside.witness import cid_of
 from voidbox_lab import images
 from voidbox_lab.box import Boxes
 from voidbox_lab.machines import Hypervisor, Verdict, probe_accelerator
@@ -71,22 +72,21 @@ async def boxes(settings: Settings, hypervisor: Hypervisor, verdict: Verdict) ->
     """The product's factory. The verdict comes first, so that the probe's check sees an uncached one."""
     # Under emulation within emulation each box would take its whole bound to fail.
     assert verdict.accelerator == "kvm", verdict.reason
-    async with Boxes(settings, hypervisor) as made:
+    # No spares: a check counts what is there.
+    async with Boxes(replace(settings, spares=0), hypervisor) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-async def shared(boxes: Boxes, measured: list[str]) -> AsyncIterator[SharedBox]:
+async def shared(boxes: Boxes, hypervisor: Hypervisor, measured: list[str]) -> AsyncIterator[SharedBox]:
     """A box opened as any stage opens its own."""
     async with await boxes.open(memory_mb=MEMORY_MB, timeout_s=BOOT_S) as box:
-        qemu = qemu_of(box.id)
-        assert qemu is not None
-        assert qemu.cid is not None
+        cid = await cid_of(hypervisor, box.id)
         measured += [
             f"box: {box.facts.boot_s:.1f} s to the handshake; phases {box.phases}",
             f"box: an empty request {await box.ping() * 1000:.0f} ms there and back",
         ]
-        yield SharedBox(box, qemu.cid)
+        yield SharedBox(box, cid)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+import libvirt_qemu
+from anyio.to_thread import run_sync
+
+from voidbox_lab.machines import Hypervisor
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,17 @@ class Qemu:
         found = re.search(r"(?:-accel |accel=)(\w+)", text)
         return found[1] if found else ""
 
-    @property
-    def cid(self) -> int | None:
-        """The guest CID of its vhost-vsock device."""
-        found = re.search(r"vhost-vsock-pci\S*?guest-cid\"?[:=](\d+)", " ".join(self.arguments))
-        return int(found[1]) if found else None
+
+async def cid_of(hypervisor: Hypervisor, domain: str) -> int:
+    """The guest CID of its vhost-vsock device, which is plugged in late, by QEMU's word (QMP qom-get)."""
+    question = {"path": "/machine/peripheral/vsock0/virtio-backend", "property": "guest-cid"}
+    command = json.dumps({"execute": "qom-get", "arguments": question})
+
+    def ask() -> str:
+        found = hypervisor._connection.handle.lookupByName(domain)
+        return str(libvirt_qemu.qemuMonitorCommand(found, command, 0))
+
+    return int(json.loads(await run_sync(ask))["return"])
 
 
 def qemu_of(domain: str) -> Qemu | None:
