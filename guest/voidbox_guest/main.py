@@ -70,6 +70,7 @@ def _be_a_template() -> tuple[dict[str, Any], bytearray, float]:
     _prepare()
     warm.preload()
     boot.write_machine_id("")
+    template.drop_caches()
     template.scrub_free_memory()
     data, secret = template.await_clone()
     woke = clock_gettime(CLOCK_BOOTTIME)

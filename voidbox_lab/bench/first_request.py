@@ -18,7 +18,7 @@ from voidbox_lab.bench.stand import Stand
 from voidbox_lab.bench.starts import until_spare
 from voidbox_lab.box import Box
 from voidbox_lab.errors import LimitExceeded
-from voidbox_lab.spec import VoidBoxSpec
+from voidbox_lab.spec import Model, VoidBoxSpec
 from voidbox_lab.wire.protocol import PROXY_PORT
 
 BOUND_S = 180.0
@@ -37,7 +37,7 @@ _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: cl
 _HEAD_MAX = 1 << 20
 
 
-class Model:
+class Answers:
     """Answers model requests on a UNIX socket with one word; says when the first came."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ async def claude_code(stand: Stand) -> list[Figure]:
 async def _measure(stand: Stand, name: str, memory_mb: int, count: int, wanted: float | None = None) -> Figure:
     adapter = agents.adapter(name)
     layers = (adapter.layer,) if adapter.layer else ()
-    spec = VoidBoxSpec(name="bench", prompt="Say done.", model="scripted:bench", agent=name)
+    spec = VoidBoxSpec(name="bench", prompt="Say done.", model=Model.parse("scripted:bench"), agent=name)
     launch = adapter.prepare(spec, (), f"http://127.0.0.1:{PROXY_PORT}", "bench")
     took, floors = [], []
     async with _model(stand.work / "model") as (socket, model), stand.boxes(spares=1) as boxes:
@@ -116,8 +116,8 @@ async def _true(box: Box) -> float:
 
 
 @asynccontextmanager
-async def _model(path: Path) -> AsyncIterator[tuple[Path, Model]]:
-    model = Model()
+async def _model(path: Path) -> AsyncIterator[tuple[Path, Answers]]:
+    model = Answers()
     listener = await anyio.create_unix_listener(path)
     try:
         async with listener, anyio.create_task_group() as tasks:
