@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 POLL_S = 0.002
 """Between looks at the boot data. The clock that counts stands still while the template is a file."""
-KEEP_FREE = 12 << 20
+TEMPLATE_MARK = b'"template"'
+"""In a template's boot data, and in no clone's."""
+KEEP_FREE = 3 << 20
 """Bytes left alone, or the kernel would begin to reclaim."""
 RESCAN = "/sys/class/pci_bus/0000:01/rescan"
 """The bus behind the one PCIe root port, where the host plugs vsock in (``libvirt-templates/box.xml.j2``)."""
@@ -33,15 +35,17 @@ def await_clone() -> tuple[dict[str, Any], bytearray]:
     restored into another machine. Its size does not: the kernel learned that when the template booted, and the
     host pads to `wire.protocol.BOOT_DATA_SIZE`.
     """
-    boot.announce(TEMPLATE_LINE)
     fd = os.open(BOOT_DATA, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        before = boot.pread_boot_data(fd)
+        boot.announce(TEMPLATE_LINE)
+        # The host may save us anywhere from here on, in the middle of a read too: then the next is half of each
+        # machine's, so what counts is what is said twice.
+        seen = boot.pread_boot_data(fd)
         while True:
             sleep(POLL_S)
-            now = boot.pread_boot_data(fd)
-            if now != before:
-                return boot.parse_boot_data(now)
+            before, seen = seen, boot.pread_boot_data(fd)
+            if seen == before and TEMPLATE_MARK not in seen:
+                return boot.parse_boot_data(seen)
     finally:
         os.close(fd)
 
