@@ -81,6 +81,8 @@ def unpack(source: Path, target: Path, digest: str) -> None:
         magic, size, count = _HEAD.unpack(read(_HEAD.size))
         if magic != MAGIC or not 0 < size <= MAX_SIZE or count > size // PAGE + 1:
             raise Damaged(f"{source} is not a file of pages.", cause="template-damaged")
+        if _RUN.size * count > os.fstat(file.fileno()).st_size:  # before it costs memory
+            raise Damaged(f"{source} is cut short.", cause="template-damaged")
         runs = list(_RUN.iter_unpack(read(_RUN.size * count)))
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -107,8 +109,10 @@ def _write(fd: int, data: bytes, at: int) -> None:
 def _used(view: memoryview, fd: int) -> Iterator[tuple[int, int]]:
     """Pages, as ``(start, end)``, that hold anything but zeros."""
     zero = bytes(PAGE)
+    stop = 0
     for first, end in data_runs(fd):
-        for start in range(first - first % PAGE, end, PAGE):
+        # Where blocks are smaller than a page, several runs may begin in one.
+        for start in range(max(stop, first - first % PAGE), end, PAGE):
             stop = min(start + PAGE, len(view))
             with view[start:stop] as page:
                 if page != zero[: stop - start]:
