@@ -112,7 +112,7 @@ class TemplateStore:
                 return None
             used = (path / META).stat().st_mtime
             return Template(digest, path, dict(data["key"]), files, float(data["made"]), used)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
             return None
 
     def all(self) -> list[Template]:
@@ -162,12 +162,13 @@ class TemplateStore:
         return found
 
     def discard(self, digest: str) -> None:
-        """Remove a template, whole or not. Who has it loaded keeps it."""
-        path = self.root / digest
-        gone = Path(tempfile.mkdtemp(prefix=PART, dir=self.root)) / digest
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(gone)
-        shutil.rmtree(gone.parent, ignore_errors=True)
+        """Remove a template, whole or not, as far as the disk lets us. Who has it loaded keeps it."""
+        with contextlib.suppress(OSError):  # there is none, or it is not ours to remove
+            part = Path(tempfile.mkdtemp(prefix=PART, dir=self.root))
+            try:
+                (self.root / digest).rename(part / digest)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
 
     def prune(self, cap_bytes: int, *, keep: str = "") -> list[Template]:
         """Remove the least recently used until at most `cap_bytes` are left, and whatever is not whole.
@@ -175,7 +176,7 @@ class TemplateStore:
         `keep`: a digest to spare. Returns what was removed.
         """
         removed, total = [], 0
-        for template in self.all():
+        for template in sorted(self.all(), key=lambda t: t.digest != keep):
             if template.digest == keep or total + template.size <= cap_bytes:
                 total += template.size
             else:
