@@ -28,6 +28,8 @@ from voidbox_lab.machines.templates import pages
 from voidbox_lab.machines.templates.store import MEMORY, SCRATCH, STATE, Template, TemplateStore
 
 LOCK_TIMEOUT_S = 60.0
+REMOVE_S = 0.5
+"""Seconds to wait for the lock in order to remove: of two that let go at once, each holds it for a moment."""
 NAMES = ("memory", "scratch", "state")
 MARK = "loaded"
 MARGIN = 64 << 20
@@ -50,7 +52,13 @@ class Resident:
     _closed: bool = field(default=False, init=False)
 
     def open(self, name: str) -> int:
-        """A new descriptor, at the beginning, of ``memory``, ``scratch`` or ``state``; the caller closes it."""
+        """A new descriptor, at the beginning, of ``memory``, ``scratch`` or ``state``; the caller closes it.
+
+        Raises:
+            ProviderError: it was closed, by whoever found it broken (cause ``shm``).
+        """
+        if self._closed:
+            raise ProviderError(f"The template {self.template.digest} was let go; try again.", cause="shm")
         return os.open(f"/proc/self/fd/{self._files[name]}", os.O_RDONLY | os.O_CLOEXEC)
 
     @property
@@ -74,7 +82,7 @@ def load(store: TemplateStore, template: Template, shm: Path) -> Resident:
     """`template` in memory; loaded, or found loaded and unchanged.
 
     Raises:
-        pages.Damaged: its files are not what their digests say.
+        pages.Damaged: its files are not what their digests say, or gone.
         NoRoom: the tmpfs is full.
         ProviderError: it cannot be used at all (cause ``shm``).
     """
@@ -95,6 +103,8 @@ def load(store: TemplateStore, template: Template, shm: Path) -> Resident:
             raise NoRoom(
                 f"{shm} has no room for a template; free some, or make it larger.", cause="shm-full"
             ) from error
+        if store.find(template.digest) is None:
+            raise pages.Damaged(f"{template.path} was removed meanwhile.", cause="template-damaged") from error
         raise ProviderError(f"{error.filename or path} cannot be used: {error.strerror}.", cause="shm") from error
     return Resident(template, path, files, use)
 
@@ -102,14 +112,14 @@ def load(store: TemplateStore, template: Template, shm: Path) -> Resident:
 def remove_unused(shm: Path) -> None:
     """Remove what dead processes left loaded."""
     with contextlib.suppress(OSError):
-        for path in (shm / "t").glob("*.use"):
+        for path in (shm / "t").glob("*.load"):
             _remove_if_unused(path.with_suffix(""))
 
 
 def _remove_if_unused(path: Path) -> None:
     with (
         contextlib.suppress(OSError, ProviderError),
-        _locked(path, "load", fcntl.LOCK_EX, 0),
+        _locked(path, "load", fcntl.LOCK_EX, REMOVE_S),
         _locked(path, "use", fcntl.LOCK_EX, 0),
     ):
         shutil.rmtree(path, ignore_errors=True)
@@ -120,8 +130,12 @@ def check_room(shm: Path, needed: int) -> None:
 
     Raises:
         NoRoom: they do not.
+        ProviderError: there is no such directory (cause ``shm``).
     """
-    stat = os.statvfs(shm)
+    try:
+        stat = os.statvfs(shm)
+    except OSError as error:
+        raise ProviderError(f"{shm} cannot be used: {error.strerror}.", cause="shm") from error
     free = stat.f_bavail * stat.f_frsize
     if free < needed + MARGIN:
         raise NoRoom(
