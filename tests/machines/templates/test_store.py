@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from voidbox_lab.errors import LimitExceeded, ProviderError
-from voidbox_lab.machines.templates import pages, store as store_module
+from voidbox_lab.machines.templates import pages
+from voidbox_lab.machines.templates import store as store_module
 from voidbox_lab.machines.templates.store import META, PART_LIFETIME_S, Key, Template, TemplateStore
 
 from .conftest import Begin, heard
@@ -199,9 +200,10 @@ def test_a_full_disk(
         "fsync": (os, "fsync"),
         "rename": (Path, "rename"),
     }[where]
-    with monkeypatch.context() as patch, pytest.raises(ProviderError) as caught:
+    with monkeypatch.context() as patch:
         patch.setattr(*target, full)
-        store.put(key, *sources(saved))
+        with pytest.raises(ProviderError) as caught:
+            store.put(key, *sources(saved))
     assert caught.value.cause == "disk"
     assert os.strerror(number) in caught.value.message
     assert caught.value.message.count(".") - str(store.root).count(".") == 1
