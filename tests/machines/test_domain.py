@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from voidbox_lab.errors import UserError
+from voidbox_lab.machines import BoxDirs, Recipe
 from voidbox_lab.machines.domain import render, vsock_cid
 from voidbox_lab.machines.owner import NAMESPACE, Owner
-from voidbox_lab.machines.spec import MAX_DISKS, Disk, MachineSpec
+from voidbox_lab.machines.spec import MAX_DISKS, Accelerator, Disk, MachineSpec, MemoryFile
 from voidbox_lab.vsock import VsockDevice
 
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
@@ -196,3 +198,83 @@ def test_values_out_of_range(change: dict[str, Any], says: str) -> None:
     """Each is refused in a sentence that names the bound."""
     with pytest.raises(UserError, match=says):
         make(**change)
+
+
+def arguments(root: ET.Element) -> list[str]:
+    """What libvirt passes to QEMU as it is."""
+    return [str(argument.get("value")) for argument in root.iter(f"{QEMU}arg")]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("vsock", [None, VsockDevice("kernel", None, 7), VsockDevice("user", Path("/v"), 7)])
+def test_a_machine_with_its_memory_in_a_file(shared: bool, vsock: VsockDevice | None) -> None:
+    """The memory is ours, of the machine's size; a root port awaits vsock, which is plugged in later."""
+    memory = MemoryFile(Path("/s/ram"), shared)
+    root = tree(make(memory=memory, vsock=vsock))
+    backend = f"memory-backend-file,id=voidbox-memory,size=512M,share={'on' if shared else 'off'},mem-path=/s/ram"
+    assert arguments(root) == ["-object", backend, "-machine", "memory-backend=voidbox-memory"]
+    assert find(root, "memoryBacking/source").get("type") == "file"
+    assert find(root, "memoryBacking/access").get("mode") == "shared"
+    port = find(root, "devices/controller[@model='pcie-root-port']")
+    assert (port.get("index"), find(port, "address").get("bus")) == ("1", "0x00")
+    assert root.find("devices/vsock") is None
+    assert "vhost-user" not in ET.tostring(root, encoding="unicode")
+
+
+def test_without_a_memory_file_there_is_no_root_port() -> None:
+    """It costs an emulated boot about 40 ms, and nothing is plugged in later."""
+    root = tree(make(vsock=VsockDevice("kernel", None, None)))
+    assert root.find("devices/controller[@model='pcie-root-port']") is None
+    assert arguments(root) == []
+
+
+def test_the_root_port_has_a_place_of_its_own() -> None:
+    """Also beside the greatest number of disks."""
+    disks = tuple(Disk(Path(f"/d/{n}"), True) for n in range(MAX_DISKS))
+    root = tree(make(disks=disks, memory=MemoryFile(Path("/s/ram"), True)))
+    places = [(a.get("bus"), a.get("slot")) for a in root.iter("address") if a.get("type") == "pci"]
+    assert len(set(places)) == len(places) == MAX_DISKS + 1
+
+
+def test_incoming_waits_for_its_state() -> None:
+    """QEMU is told where from only after it was started, by a descriptor."""
+    memory = MemoryFile(Path("/s/ram"), True)
+    plain, incoming = (arguments(tree(make(memory=memory, incoming=i))) for i in (False, True))
+    assert incoming == [*plain, "-incoming", "defer"]
+
+
+def test_a_memory_path_cannot_become_an_option() -> None:
+    """A comma is doubled, markup is text, and what XML cannot carry is refused."""
+    for path in ("/s,share=off/ram", HOSTILE):
+        backend = arguments(tree(make(memory=MemoryFile(Path(path), True))))[1]
+        assert backend.endswith(",share=on,mem-path=" + path.replace(",", ",,"))
+    with pytest.raises(UserError, match="control or undecodable"):
+        render(make(memory=MemoryFile(Path("/s\n/ram"), True)))
+
+
+@pytest.mark.parametrize("accelerator", ["kvm", "tcg"])
+@pytest.mark.parametrize("kind", ["kernel", "user"])
+def test_a_clone_is_its_template_but_for_names(accelerator: Accelerator, kind: Literal["kernel", "user"]) -> None:
+    """What `Recipe.spec` makes of both, parsed: only names, paths and ``incoming`` differ."""
+    image = SimpleNamespace(
+        kernel=Path("/i/vmlinux"),
+        initrd=Path("/i/initrd"),
+        layers=(SimpleNamespace(path=Path("/i/base")), SimpleNamespace(path=Path("/i/tools"))),
+        arguments=lambda _accelerator: "console=ttyS0 quiet",
+    )
+    recipe = Recipe(cast("Any", image), 512, 2, accelerator)
+
+    def machine(box: str, **options: Any) -> ET.Element:
+        dirs = BoxDirs(Path(f"/run/b/{box}"), Path(f"/cache/boxes/{box}"), Path(f"/shm/b/{box}"))
+        owner = replace(make().owner, box=box)
+        return tree(recipe.spec(dirs, owner, memory=MemoryFile(dirs.memory / "ram", True), **options))
+
+    other = "vb-abcdefabcd"
+    template = machine(BOX)
+    clone = machine(other, vsock=VsockDevice(kind, Path("/v"), None), incoming=True)
+    passed = find(clone, f"{QEMU}commandline")
+    for argument in list(passed)[-2:]:
+        passed.remove(argument)
+    texts = [ET.canonicalize(ET.tostring(root, encoding="unicode"), strip_text=True) for root in (template, clone)]
+    assert texts[0] != texts[1]
+    assert texts[0] == texts[1].replace(other, BOX)
