@@ -80,7 +80,7 @@ class Pool:
 
     def claim(self, recipe: Recipe) -> Birth | None:
         """A live spare, the caller's from now on; None when there is none."""
-        spares = self._spares[recipe]
+        spares = self._spares.get(recipe)
         while spares:
             birth, _ = spares.popleft()
             if birth.alive:
@@ -176,19 +176,20 @@ class Pool:
             # A spare is a kindness: the box that is really wanted will tell what is wrong.
             log.warning("no spare box could be made: %s", group.exceptions[0])
             self._retry_at = self._clock() + FAILED_S
-        for new in birth:
-            self._spares[recipe].append((new, self._clock()))
+        finally:
+            for new in birth:  # also when cancelled just then: `aclose` takes it down
+                self._spares[recipe].append((new, self._clock()))
 
     async def _look_after(self) -> None:
         """Close what is dead, silent, no longer wanted, or too much for the host's memory."""
+        # Spares are claimed and asked for while they are looked at, and stay in their place meanwhile.
+        for recipe, spares in tuple(self._spares.items()):
+            for spare in tuple(spares):
+                surplus = len(spares) > self.wanted(recipe)
+                if (surplus or not await self._answers(spare[0])) and spare in spares:
+                    spares.remove(spare)
+                    self._dead.append(spare[0])
         dead, self._dead = self._dead, []
-        for recipe, spares in self._spares.items():
-            for _ in range(len(spares)):
-                birth, since = spares.popleft()
-                if len(spares) >= self.wanted(recipe) or not await self._answers(birth):
-                    dead.append(birth)
-                else:
-                    spares.append((birth, since))
         await self._take_down(dead)
         free, total = self._memory()
         if free < total * MEMORY_SHARE / 2:
