@@ -63,13 +63,17 @@ class Templates:
         return await self._found_or_made(recipe, digest)
 
     async def discard(self, loaded: Resident, why: str) -> None:
-        """It did not restore: let it go and make another; when that fails as well, not again for a while."""
+        """It did not restore: let it go and make another; when that fails as well, not again for a while.
+
+        Of several boxes that it failed, the first to say so counts: the next template is not to blame.
+        """
         digest = loaded.template.digest
+        if self._loaded.get(digest) is not loaded:
+            return
+        del self._loaded[digest]
         if digest in self._discarded:
             self._failed[digest] = time.monotonic(), why
         self._discarded.add(digest)
-        if self._loaded.get(digest) is loaded:
-            del self._loaded[digest]
         await run_sync(loaded.close)
         await run_sync(self.store.discard, digest)
 
