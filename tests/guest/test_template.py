@@ -71,6 +71,17 @@ print(wire.jsonlite.dumps({"said": said, "data": data, "waited": waited}).decode
     assert out["waited"]
 
 
+def test_saved_while_it_says_so(tmp_path: Path) -> None:
+    """The host is quick: the line may reach it, and the clone wake up, before the guest's write has returned."""
+    (tmp_path / "boot").write_bytes(TEMPLATE_BOOT_DATA)
+    (tmp_path / "clone").write_bytes(padded(version=1, hostname="vb-1"))
+    script = """
+boot.announce = lambda line: write(open(directory + "/clone", "rb").read())
+print(wire.jsonlite.dumps(template.await_clone()).decode())
+"""
+    assert in_guest(script, tmp_path) == {"version": 1, "hostname": "vb-1"}
+
+
 @pytest.mark.parametrize("data", [b" " * 1024, b"\0" * 1024, padded(version=2), padded(), b"[1]".ljust(1024)])
 def test_boot_data_of_another_kind_is_refused(tmp_path: Path, data: bytes) -> None:
     """A clone without readable boot data ends; it never goes on as its template."""
