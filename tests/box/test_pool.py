@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import anyio
 import pytest
 
+from tests.machines.guests import qemus
 from voidbox_lab import images
-from voidbox_lab.box import pool
+from voidbox_lab.box import Boxes, pool
 from voidbox_lab.box.birth import Birth
 from voidbox_lab.box.pool import FAILED_S, IDLE_S, RECENT_S, Pool
 from voidbox_lab.engine import Admission, Capacity
@@ -18,6 +20,7 @@ from voidbox_lab.engine.admission import BOX_OVERHEAD_MB
 from voidbox_lab.errors import BoxLost, ProviderError
 from voidbox_lab.machines import Recipe
 from voidbox_lab.machines.hypervisor import QEMU_OVERHEAD_MB
+from voidbox_lab.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -435,3 +438,40 @@ async def test_fifty_claims_with_memory_for_ten() -> None:
         assert sum(starts.values()) == 50
         assert host.most <= 10
     assert host.up == []
+
+
+@pytest.mark.vm
+async def test_fifty_stages_with_memory_for_ten(boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real clones: every stage is served, never more boxes than fit, spares count against their own limit."""
+    monkeypatch.setattr(pool, "CALM_S", 1.0)
+    monkeypatch.setattr(pool, "HEALTH_S", 30.0)
+    settings = replace(Settings.from_env(), spares=2).prepare()
+    places = (settings.runtime / "b", settings.shm / "b")
+    before = {path for place in places for path in place.glob("*")}
+    admission = Admission(Capacity(memory_mb=10 * (SIZE_MB + BOX_OVERHEAD_MB), vcpus=100))
+    served: set[str] = set()
+    most = most_up = 0
+    async with Boxes(settings, boxes.hypervisor) as made:
+
+        async def stage() -> None:
+            nonlocal most, most_up
+            async with admission.admitted(SIZE_MB, 1), await made.open(memory_mb=SIZE_MB) as box:
+                most = max(most, made.running)
+                most_up = max(most_up, made.running + len(made.pool))
+                assert box.facts.start in {"clone", "spare"}, box.facts.start_note
+                assert (await box.run(["true"])).exit_code == 0
+                while most < 10:  # the first ones stay until the house is full
+                    await anyio.sleep(0.02)
+                    most = max(most, made.running)
+                served.add(box.id)
+
+        with anyio.fail_after(240):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(50):
+                    tasks.start_soon(stage)
+        assert len(served) == made.booted == 50
+        assert most == 10
+        assert most_up <= 12
+        assert (made.running, admission.boxes, admission.used_mb) == (0, 0, 0)
+    assert {path for place in places for path in place.glob("*")} == before
+    assert [box for box in served if qemus(box)] == []
