@@ -27,6 +27,7 @@ from voidbox_lab.box.trouble import first_error, last_lines
 from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable, VoidboxError
 from voidbox_lab.machines import BoxDirs, Hypervisor, Machine, MemoryFile, Owner, Recipe, Resident, claim
 from voidbox_lab.machines.sparse import copy_sparse, fill_sparse
+from voidbox_lab.machines.templates.resident import check_room
 from voidbox_lab.settings import Settings
 from voidbox_lab.vsock import (
     KernelTransport,
@@ -128,6 +129,9 @@ class Birth:
         # A vhost-user device reads and writes guest memory from outside, and a private mapping would hide it.
         copied = vsock.kind == "user"
         memory = MemoryFile(self._dirs.memory / "ram" if copied else resident.path / "memory", shared=copied)
+        if copied:
+            # It grows with what the guest uses, and QEMU dies (SIGBUS) where the tmpfs cannot.
+            await self._copied(check_room, self._settings.shm, self.recipe.memory_mb << 20)
         await self._copied(_copy_resident, resident, "scratch", self._dirs.cache / "scratch.img")
         if copied:
             await self._copied(_make_empty, memory.path, self.recipe.memory_mb << 20)
