@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from voidbox_lab.box import Box, Boxes, Completed
 from voidbox_lab.errors import BoxLost, LimitExceeded, UserError
+from voidbox_lab.machines.boxdirs import OWNER_FILE
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import Policy, Rlimits
 
@@ -327,8 +329,13 @@ async def test_a_cancelled_start_leaves_nothing(
     settings = Settings.from_env()
     places = (settings.runtime / "b", settings.shm / "b", settings.cache / "boxes")
 
+    def mine(path: Path) -> bool:
+        with suppress(OSError):  # in a shared cache are other processes' boxes too, which come and go
+            return bool(json.loads((path / OWNER_FILE).read_text())["pid"] == os.getpid())
+        return path.exists()
+
     def entries() -> set[Path]:
-        return {path for place in places for path in place.iterdir()}
+        return {path for place in places for path in place.iterdir() if mine(path)}
 
     async with Boxes(replace(settings, warm=warm, spares=0), boxes.hypervisor) as others:
         async with await others.open(memory_mb=256):  # the template is there, loaded, and it works
