@@ -143,27 +143,10 @@ class Boxes:
         self._births += 1
         try:
             recipe = await self.recipe(memory_mb=memory_mb, vcpus=vcpus, image=image, agents=agents)
-            box = await self._opened(recipe, gateway_socket, policy or Policy(), timeout_s)
+            began, birth, start, note = await self._up(recipe, timeout_s)
+            self._open[birth.id] = birth
         finally:
             self._births -= 1
-        self.booted += 1
-        if self._settings.boot_log is not None:
-            await run_sync(_append, self._settings.boot_log, box.facts.model_dump_json())
-        return box
-
-    async def _opened(self, recipe: Recipe, gateway_socket: Path | None, policy: Policy, timeout_s: float) -> Box:
-        began = time.monotonic()
-        self.pool.asked(recipe)
-        birth = self.pool.claim(recipe)
-        start: BoxStart = "spare"
-        note = ""
-        if birth is None:
-            async with self._starting:
-                began = time.monotonic()
-                # Spares of another kind must not keep out a box that is really wanted.
-                await self.pool.drain(recipe.memory_mb + QEMU_OVERHEAD_MB)
-                birth, start, note = await self._bear(recipe, timeout_s)
-        self._open[birth.id] = birth
         try:
             facts = BoxFacts(
                 isolation=recipe.accelerator,
@@ -177,12 +160,27 @@ class Boxes:
                 start_note=note,
             )
             box = Box(birth.connection, facts, lambda: self._close(birth), birth.phases, birth.transport.connect)
-            await settle(birth, box, policy, gateway_socket)
+            await settle(birth, box, policy or Policy(), gateway_socket)
             box.facts = facts.model_copy(update={"boot_s": round(time.monotonic() - began, 3)})
         except BaseException:
             await self._close(birth)
             raise
+        self.booted += 1
+        if self._settings.boot_log is not None:
+            await run_sync(_append, self._settings.boot_log, box.facts.model_dump_json())
         return box
+
+    async def _up(self, recipe: Recipe, timeout_s: float) -> tuple[float, Birth, BoxStart, str]:
+        """A box without an owner yet; when its start began, how it started, and why it is no clone."""
+        began = time.monotonic()
+        self.pool.asked(recipe)
+        if spare := self.pool.claim(recipe):
+            return began, spare, "spare", ""
+        async with self._starting:
+            began = time.monotonic()
+            # Spares of another kind must not keep out a box that is really wanted.
+            await self.pool.drain(recipe.memory_mb + QEMU_OVERHEAD_MB)
+            return began, *await self._bear(recipe, timeout_s)
 
     async def _close(self, birth: Birth) -> None:
         await birth.undo()

@@ -51,14 +51,15 @@ def content(loaded: resident.Resident, name: str) -> bytes:
 
 
 def test_loaded_and_let_go(store: TemplateStore, template: Template, saved: Path, shm: Path) -> None:
-    """The three files as saved, read-only, in a private directory; closing twice is fine."""
+    """The three files as saved, private to the user; closing twice is fine."""
     os.utime(template.path / "template.json", (1000, 1000))
     loaded = load(store, template, shm)
     assert loaded.intact
     assert left(shm) == [template.digest]
     for name in ("memory", "scratch", "state"):
         assert content(loaded, name) == (saved / name).read_bytes()
-        assert (loaded.path / name).stat().st_mode & 0o777 == 0o400
+        # Writable: QEMU opens a file so even where it maps it privately, and a root without capabilities may not.
+        assert (loaded.path / name).stat().st_mode & 0o777 == 0o600
     assert loaded.path.stat().st_mode & 0o777 == 0o700
     assert (loaded.path / "memory").stat().st_blocks < (1 << 20) // 512, "the holes were filled"
     assert store.all()[0].used > 1000, "a load is a use"

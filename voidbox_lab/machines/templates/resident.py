@@ -155,6 +155,7 @@ def _unpack(template: Template, path: Path) -> None:
         state = (template.path / STATE).read_bytes()
         if hashlib.sha256(state).hexdigest() != template.files[STATE].sha256:
             raise pages.Damaged(f"{template.path / STATE} is not what its digest says.", cause="template-damaged")
+        (path / "state").touch(0o600)
         (path / "state").write_bytes(state)
         mark = {name: _stamp(path / name) for name in NAMES}
         (path / MARK).write_text(json.dumps(mark), encoding="ascii")
