@@ -22,8 +22,9 @@ POLL_S = 0.002
 """Between looks at the boot data. The clock that counts stands still while the template is a file."""
 TEMPLATE_MARK = b'"template"'
 """In a template's boot data, and in no clone's."""
-KEEP_FREE = 3 << 20
-"""Bytes left alone, or the kernel would begin to reclaim."""
+KEEP_FREE = 12 << 20
+"""Bytes left alone above the kernel's own reserves. Below those it begins to reclaim; where nothing is left to
+reclaim it panics, since PID 1 cannot be killed."""
 RESCAN = "/sys/class/pci_bus/0000:01/rescan"
 """The bus behind the one PCIe root port, where the host plugs vsock in (``libvirt-templates/box.xml.j2``)."""
 
@@ -84,7 +85,10 @@ def scrub_free_memory() -> None:
 
     with open("/proc/meminfo", "rb") as file:
         fields = {line.split(b":")[0]: int(line.split()[1]) << 10 for line in file}
-    size = fields[b"MemFree"] - KEEP_FREE
+    with open("/proc/sys/vm/min_free_kbytes", "rb") as file:
+        low = int(file.read()) << 10
+    # The high watermark is 3/2 of the lowest; a zone keeps 1/256 of each one above (sysctl/vm.rst).
+    size = fields[b"MemFree"] - KEEP_FREE - low * 3 // 2 - fields[b"MemTotal"] // 128
     if size > 0:
         with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE):
             pass
