@@ -31,7 +31,7 @@ def write(data):
     os.pwrite(fd, data, 0)
     os.close(fd)
 def opening(path, mode="r", _open=open):
-    return _open(directory + "/meminfo" if path == "/proc/meminfo" else path, mode)
+    return _open(directory + "/" + path.rpartition("/")[2] if path.startswith("/proc/") else path, mode)
 """
 
 
@@ -211,10 +211,18 @@ print(wire.jsonlite.dumps({"failed": failed}).decode())
     assert (tmp_path / "rescan").read_bytes() == b"1"
 
 
-@pytest.mark.parametrize(("free_mb", "scrubbed_mb"), [(100, 97), (4, 1), (3, 0), (2, 0)])
-def test_free_memory_is_scrubbed_but_for_a_margin(tmp_path: Path, free_mb: int, scrubbed_mb: int) -> None:
-    """All of it at once, touched, private; with little free, nothing."""
-    (tmp_path / "meminfo").write_text(f"MemTotal: 999999 kB\nMemFree: {free_mb << 10} kB\nHugePages_Free: 0\n")
+@pytest.mark.parametrize(
+    ("free_mb", "low_mb", "total_mb", "scrubbed_mb"),
+    [(100, 4, 128, 81), (20, 4, 128, 1), (19, 4, 128, 0), (3, 4, 128, 0), (974, 44, 1024, 888)],
+)
+def test_free_memory_is_scrubbed_but_for_a_margin(
+    tmp_path: Path, free_mb: int, low_mb: int, total_mb: int, scrubbed_mb: int
+) -> None:
+    """All of it at once, touched, private; what the kernel keeps for itself stays, and with little free, all."""
+    (tmp_path / "meminfo").write_text(
+        f"MemTotal: {total_mb << 10} kB\nMemFree: {free_mb << 10} kB\nHugePages_Free: 0\n"
+    )
+    (tmp_path / "min_free_kbytes").write_text(f"{low_mb << 10}\n")
     script = """
 import contextlib, mmap
 asked = []
