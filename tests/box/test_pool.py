@@ -1,96 +1,24 @@
-"""The pool of spares: how many, for how long, what becomes of the dead. Fake births but for one test with VMs."""
+"""The pool of spares: how many, for how long, and what becomes of the dead. Births are fakes, clocks are set."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import anyio
 import pytest
 
-from tests.machines.guests import qemus
 from voidbox_lab import images
-from voidbox_lab.box import Boxes, pool
-from voidbox_lab.box.birth import Birth
+from voidbox_lab.box import pool
 from voidbox_lab.box.pool import FAILED_S, IDLE_S, RECENT_S, Pool
 from voidbox_lab.engine import Admission, Capacity
 from voidbox_lab.engine.admission import BOX_OVERHEAD_MB
-from voidbox_lab.errors import BoxLost, ProviderError
 from voidbox_lab.machines import Recipe
-from voidbox_lab.machines.hypervisor import QEMU_OVERHEAD_MB
-from voidbox_lab.settings import Settings
+
+from .pool_doubles import COST_MB, SHARE_MB, SIZE_MB, FakeBirth, Host
 
 pytestmark = pytest.mark.anyio
-
-SIZE_MB = 128
-COST_MB = SIZE_MB + QEMU_OVERHEAD_MB
-TOTAL_MB = 10_000
-SHARE_MB = int(TOTAL_MB * pool.MEMORY_SHARE)
-
-
-class FakeBirth:
-    """A clone that is nothing but up or down."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.alive, self.answers, self.undone = True, True, 0
-        self.connection = self
-        self.asked = anyio.Event()
-        self.hold = anyio.Event()
-        self.hold.set()
-
-    async def request(self, _op: str, *, within_s: float) -> dict[str, Any]:
-        """The ping; `hold` makes it take time."""
-        assert 0 < within_s < 60
-        self.asked.set()
-        await self.hold.wait()
-        if not self.answers:
-            raise BoxLost("silent", cause="guest-agent-died")
-        return {}
-
-    async def undo(self) -> None:
-        """As the real one: idempotent, not to be cancelled."""
-        with anyio.CancelScope(shield=True):
-            await anyio.sleep(0)
-            self.undone += 1
-            if self.undone == 1:
-                self.alive = False
-                self.host.up.remove(self)
-
-
-class Host:
-    """A host with so much memory and a clock; makes births and counts them."""
-
-    def __init__(self, room_for: int = 1000) -> None:
-        self.room_mb = SHARE_MB + room_for * COST_MB
-        self.now = 1000.0
-        self.up: list[FakeBirth] = []
-        self.made: list[FakeBirth] = []
-        self.most = self.tries = 0
-        self.failing = False
-        self.before_make: Callable[[], Awaitable[object]] = anyio.lowlevel.checkpoint
-
-    def memory(self) -> tuple[int, int]:
-        """Free and in all, in MiB."""
-        return self.room_mb - COST_MB * len(self.up), TOTAL_MB
-
-    async def make(self, _recipe: Recipe) -> Birth:
-        """One birth, or none."""
-        self.tries += 1
-        await self.before_make()
-        if self.failing:
-            raise ProviderError("no luck")
-        birth = FakeBirth(self)
-        self.up.append(birth)
-        self.made.append(birth)
-        self.most = max(self.most, len(self.up))
-        return cast("Birth", birth)
-
-    def pool(self, limit: int) -> Pool:
-        """A pool on this host."""
-        return Pool(self.make, limit, memory=self.memory, clock=lambda: self.now)
 
 
 def recipe(memory_mb: int = SIZE_MB) -> Recipe:
@@ -438,40 +366,3 @@ async def test_fifty_claims_with_memory_for_ten() -> None:
         assert sum(starts.values()) == 50
         assert host.most <= 10
     assert host.up == []
-
-
-@pytest.mark.vm
-async def test_fifty_stages_with_memory_for_ten(boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real clones: every stage is served, never more boxes than fit, spares count against their own limit."""
-    monkeypatch.setattr(pool, "CALM_S", 1.0)
-    monkeypatch.setattr(pool, "HEALTH_S", 30.0)
-    settings = replace(Settings.from_env(), spares=2).prepare()
-    places = (settings.runtime / "b", settings.shm / "b")
-    before = {path for place in places for path in place.glob("*")}
-    admission = Admission(Capacity(memory_mb=10 * (SIZE_MB + BOX_OVERHEAD_MB), vcpus=100))
-    served: set[str] = set()
-    most = most_up = 0
-    async with Boxes(settings, boxes.hypervisor) as made:
-
-        async def stage() -> None:
-            nonlocal most, most_up
-            async with admission.admitted(SIZE_MB, 1), await made.open(memory_mb=SIZE_MB) as box:
-                most = max(most, made.running)
-                most_up = max(most_up, made.running + len(made.pool))
-                assert box.facts.start in {"clone", "spare"}, box.facts.start_note
-                assert (await box.run(["true"])).exit_code == 0
-                while most < 10:  # the first ones stay until the house is full
-                    await anyio.sleep(0.02)
-                    most = max(most, made.running)
-                served.add(box.id)
-
-        with anyio.fail_after(240):
-            async with anyio.create_task_group() as tasks:
-                for _ in range(50):
-                    tasks.start_soon(stage)
-        assert len(served) == made.booted == 50
-        assert most == 10
-        assert most_up <= 12
-        assert (made.running, admission.boxes, admission.used_mb) == (0, 0, 0)
-    assert {path for place in places for path in place.glob("*")} == before
-    assert [box for box in served if qemus(box)] == []
