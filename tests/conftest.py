@@ -110,7 +110,9 @@ def _leaks(config: pytest.Config) -> list[str]:
         if ours or any(f"guest={name}," in text for name in domains):
             found.append(f"{pid}: {text[:120]}")
     cache = Settings.from_env().cache / "boxes"
-    places = [*config.stash[_runtime].glob("**/b/vb-*"), *(cache / name for name in domains)]
+    shm = Settings.from_env({"XDG_RUNTIME_DIR": str(config.stash[_runtime])}).shm
+    places = [path for root in (config.stash[_runtime], shm) for path in root.glob("**/b/vb-*")]
+    places += [cache / name for name in domains]
     return found + [f"directory {path}" for path in places if path.exists()]
 
 
@@ -153,4 +155,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The count has been printed."""
     config.stash[_boot_log].unlink(missing_ok=True)
+    shm = Settings.from_env({"XDG_RUNTIME_DIR": str(config.stash[_runtime])}).shm
+    shutil.rmtree(shm, ignore_errors=True)
     shutil.rmtree(config.stash[_runtime], ignore_errors=True)
