@@ -185,7 +185,7 @@ def test_check(client: Client) -> None:
     assert isinstance(report, CheckReport)
     assert report.ok, [s for s in report.steps if s.state == "failed"]
     steps = {s.name: s for s in report.steps}
-    assert steps["boot"].data["boot_s"] > 0
+    assert 0 <= steps["boot"].data["boot_s"] < 180  # next to nothing where a spare was ready
     assert 0 < steps["exec"].data["median_s"] < 30
 
 
