@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from contextlib import AbstractContextManager
 
 import anyio
 from anyio.to_thread import run_sync
@@ -18,6 +19,8 @@ from voidbox_lab.settings import Settings
 
 MAKE_S = BOOT_S + 60.0
 """Seconds to wait for another process that makes the same template."""
+TURN_S = 0.1
+"""Seconds between two looks whether it has."""
 PATIENCE_S = 300.0
 """Seconds in which a template that could not be made is not tried again: boxes boot without."""
 
@@ -98,8 +101,7 @@ class Templates:
     async def _found_or_made(self, recipe: Recipe, digest: str) -> Template:
         if template := await run_sync(self.store.find, digest):
             return template
-        making = self.store.making(digest, MAKE_S)
-        await run_sync(making.__enter__, abandon_on_cancel=False)
+        making = await self._turn(digest)
         try:
             if template := await run_sync(self.store.find, digest):  # another process was quicker
                 return template
@@ -116,3 +118,22 @@ class Templates:
             return template
         finally:
             making.__exit__(None, None, None)
+
+    async def _turn(self, digest: str) -> AbstractContextManager[None]:
+        """The right to make the template, entered. Asked for again and again, so that the wait can be cancelled."""
+        end = time.monotonic() + MAKE_S
+        while True:
+            making = self.store.making(digest, 0)
+            try:
+                await run_sync(making.__enter__)
+            except LimitExceeded:
+                if time.monotonic() > end:
+                    raise LimitExceeded(
+                        f"Another process has been making this template for {MAKE_S:g} s; stop it, or wait.",
+                        limit="time",
+                        value=MAKE_S,
+                        unit="s",
+                    ) from None
+                await anyio.sleep(TURN_S)
+            else:
+                return making
