@@ -120,7 +120,7 @@ class Templates:
             making.__exit__(None, None, None)
 
     async def _turn(self, digest: str) -> AbstractContextManager[None]:
-        """The right to make the template, entered. Asked for again and again, so that the wait can be cancelled."""
+        """The right to make the template, entered. Asked for again and again: so the wait can be cancelled."""
         end = time.monotonic() + MAKE_S
         while True:
             making = self.store.making(digest, 0)
