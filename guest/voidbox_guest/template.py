@@ -45,7 +45,9 @@ def await_clone() -> tuple[dict[str, Any], bytearray]:
         while True:
             sleep(POLL_S)
             before, seen = seen, boot.pread_boot_data(fd)
-            if seen == before and TEMPLATE_MARK not in seen:
+            said_twice = seen == before
+            before[:] = bytes(len(before))  # it may hold the secret, or half of it; see `boot.take_secret`
+            if said_twice and TEMPLATE_MARK not in seen:
                 return boot.parse_boot_data(seen)
     finally:
         os.close(fd)

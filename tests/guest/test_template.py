@@ -98,6 +98,24 @@ print(wire.jsonlite.dumps(template.await_clone()[0]).decode())
     assert in_guest(script, tmp_path) == {"version": 1, "hostname": "vb-1"}
 
 
+def test_no_read_of_the_boot_data_keeps_the_secret(tmp_path: Path) -> None:
+    """Neither the two that agree nor the half one before them: a forked agent inherits what freed memory holds."""
+    (tmp_path / "boot").write_bytes(TEMPLATE_BOOT_DATA)
+    (tmp_path / "clone").write_bytes(padded(version=1, secret=SECRET, hostname="vb-1"))
+    script = """
+old, new = open(boot_file, "rb").read(), open(directory + "/clone", "rb").read()
+reads, seen = [old, new[:60] + old[60:], new, new], []
+def pread(fd):
+    seen.append(bytearray(reads.pop(0)))
+    return seen[-1]
+boot.pread_boot_data = pread
+data, secret = template.await_clone()
+left = [data.count(b"ab" * 4) for data in seen]
+print(wire.jsonlite.dumps({"secret": secret.hex(), "left": left}).decode())
+"""
+    assert in_guest(script, tmp_path) == {"secret": SECRET, "left": [0, 0, 0, 0]}
+
+
 @pytest.mark.parametrize("data", [b" " * 1024, b"\0" * 1024, padded(version=2), padded(), b"[1]".ljust(1024)])
 def test_boot_data_of_another_kind_is_refused(tmp_path: Path, data: bytes) -> None:
     """A clone without readable boot data ends; it never goes on as its template."""
