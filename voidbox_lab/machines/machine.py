@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -96,13 +97,22 @@ class Machine:
         """Load a saved device state, plug vsock in and let the machine run; see `saving.restore`.
 
         Args:
-            state: a descriptor at the state's beginning.
+            state: a descriptor at the state's beginning; the caller closes it, whenever it likes.
 
         Raises:
             ProviderError: libvirt or QEMU failed, or it took longer than `timeout_s`.
         """
-        domain = self._running_domain
-        await call("restore a machine", timeout_s + 1, saving.restore, domain, state, self.spec.vsock, timeout_s)
+        domain, vsock = self._running_domain, self.spec.vsock
+        # The thread may outlive this call, and then its number must not have become another file's.
+        own = os.dup(state)
+
+        def restore() -> None:
+            try:
+                saving.restore(domain, own, vsock, timeout_s)
+            finally:
+                os.close(own)
+
+        await call("restore a machine", timeout_s + 1, restore)
         await self.read_cid()
 
     async def read_cid(self) -> None:
