@@ -298,6 +298,26 @@ async def test_a_failure_is_not_repeated_at_once() -> None:
         await until(lambda: len(kept) >= 1)
 
 
+async def test_a_host_that_does_not_tell_its_memory() -> None:
+    """Out of descriptors, say: the keeper goes on, since its failure would end every box of the process."""
+    host = Host()
+    looks = 0
+
+    def memory() -> tuple[int, int]:
+        nonlocal looks
+        looks += 1
+        if looks <= 2:
+            raise OSError(24, "Too many open files")
+        return host.memory()
+
+    async with running(Pool(host.make, 1, memory=memory, clock=lambda: host.now)) as kept:
+        kept.asked(recipe())
+        await until(lambda: looks > 2)
+        host.now += FAILED_S + 1
+        kept.asked(recipe())
+        await until(lambda: len(kept) == 1)
+
+
 async def test_nothing_is_made_while_stages_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A start within the last moment puts the spare off."""
     monkeypatch.setattr(pool, "CALM_S", 0.2)

@@ -105,7 +105,12 @@ class Pool:
                 with anyio.move_on_after(HEALTH_S / 2 if len(self) else HEALTH_S):
                     await self._wake.wait()
                 self._wake = anyio.Event()
-                await self._round()
+                try:
+                    await self._round()
+                except Exception:
+                    # Its task group is that of all boxes.
+                    log.exception("the pool of spares could not be looked after")
+                    self._retry_at = self._clock() + FAILED_S
         finally:
             self._left.set()
 
