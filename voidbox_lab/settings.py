@@ -7,8 +7,8 @@ Four roots, each with one job:
 - `runtime`: sockets and per-box directories; dies with the login session;
 - `shm`: guest memory of templates and clones; a tmpfs.
 
-`VOIDBOX_HOME` puts all three under one directory (the tests do), except that sockets stay in a short
-path: a UNIX socket's name holds at most 107 bytes (unix(7)).
+`VOIDBOX_HOME` puts cache and data under one directory (the tests do) and gives the others names of its own:
+sockets stay in a short path: a UNIX socket's name holds at most 107 bytes (unix(7)).
 """
 
 from __future__ import annotations

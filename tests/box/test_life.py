@@ -97,6 +97,15 @@ async def test_qemu_that_libvirt_took_along(reason: Any, tail: str, lost: str | 
     assert (LOST in error.message) == (cause == "libvirt-lost")
 
 
+class FakeBirth:
+    """As far as `Boxes` closes one."""
+
+    id = "vb-0"
+
+    def __init__(self, of: Life) -> None:
+        self.blame, self.undo = of.blame, of.end
+
+
 class Keeper(Exception):
     """A fault of the task that holds the boxes."""
 
@@ -115,10 +124,10 @@ async def test_boxes_that_end_take_their_box_along(
     """Under a stage: the host's failure, if it was one; a daemon that is told to end cancels."""
     host: Any = SimpleNamespace(lost=lost)
     async with a_box(lost) as box:
-        birth: Any = SimpleNamespace(id="vb-0", blame=box.life.blame, undo=box.life.end)
+        birth: Any = FakeBirth(box.life)
         with nullcontext() if fault is None else pytest.raises(Keeper):
             async with Boxes(Settings.from_env(), host) as made:
-                made._open["vb-0"] = birth
+                made._alive.add(birth)
                 if fault is not None:
                     raise fault
         assert made.running == 0

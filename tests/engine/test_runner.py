@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from tests.engine.doubles import FakeBoxes, FakeExit, FakeSessions, host, says
+from voidbox_lab.box.trouble import first_error
 from voidbox_lab.engine import Admission, Capacity, Journal, Runner, stage
 from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError, UserError
 from voidbox_lab.spec import InputFile, Model, RunRecord, RunSpec, Skill, Stage, VoidBoxSpec
@@ -346,4 +347,4 @@ async def test_a_store_that_fails_ends_the_run_with_a_reason(lab: Any, monkeypat
 
 def test_the_error_that_tells_most_is_reported() -> None:
     group = ExceptionGroup("g", [ValueError("x"), ExceptionGroup("h", [BoxLost("gone", cause="qemu-died")])])
-    assert isinstance(stage.first_error(group), BoxLost)
+    assert isinstance(first_error(group), BoxLost)

@@ -60,15 +60,11 @@ NOT_THE_CLONES = {"host-memory", "libvirt-lost", "timeout"}
 
 
 class NotRestored(ProviderError):
-    """No clone could be made; a cold boot may work. `broken`: the template may be to blame."""
-
-    broken = False
+    """No clone could be made; a cold boot may work."""
 
 
 class BrokenTemplate(NotRestored):
-    """QEMU refused the saved state, or the guest did not wake up from it."""
-
-    broken = True
+    """QEMU refused the saved state, or the guest did not wake up from it: the template may be to blame."""
 
 
 class Birth:
@@ -78,8 +74,16 @@ class Birth:
     machine: Machine
     connection: Connection
 
-    def __init__(self, settings: Settings, hypervisor: Hypervisor, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        hypervisor: Hypervisor,
+        recipe: Recipe,
+        undone: Callable[[Birth], object] = lambda _: None,
+    ) -> None:
+        """`undone` is called once nothing of it is left."""
         self._settings, self._hypervisor, self.recipe = settings, hypervisor, recipe
+        self._undone = undone
         self._stack = AsyncExitStack()
         self._closing = anyio.Lock()
         self._closed = False
@@ -90,6 +94,19 @@ class Birth:
         self._secret = secrets.token_bytes(32)
         self._dirs = BoxDirs.of(settings, self.id)
         self.life: Life | None = None
+        self._ram = -1
+        """Of a clone's own memory file, from before it has one until the box is gone; -1 without."""
+        self._ram_size = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What its memory takes of the tmpfs now; 0 where it is none of its own there."""
+        return os.fstat(self._ram).st_blocks * 512 if self._ram >= 0 else 0
+
+    @property
+    def promised_bytes(self) -> int:
+        """What it may still take, without asking again."""
+        return max(0, self._ram_size - self.held_bytes)
 
     @property
     def alive(self) -> bool:
@@ -116,8 +133,11 @@ class Birth:
         self.mark("start")
         await self._meet(deadline)
 
-    async def clone(self, resident: Resident, deadline: float) -> None:
+    async def clone(self, resident: Resident, deadline: float, promised: Callable[[], int]) -> None:
         """Restore `resident`: libvirt's part takes longest, so memory and device are made ready beside it.
+
+        Args:
+            promised: bytes of the tmpfs that other boxes may still take.
 
         Raises:
             NotRestored: the template, or what holds its memory, may be to blame.
@@ -131,10 +151,11 @@ class Birth:
         memory = MemoryFile(self._dirs.memory / "ram" if copied else resident.path / "memory", shared=copied)
         if copied:
             # It grows with what the guest uses, and QEMU dies (SIGBUS) where the tmpfs cannot.
-            await self._copied(check_room, self._settings.shm, self.recipe.memory_mb << 20)
+            size = self.recipe.memory_mb << 20
+            await self._copied(check_room, self._settings.shm, size + promised())
+            self._ram_size = size
+            await self._copied(self._make_memory, memory.path)
         await self._copied(_copy_resident, resident, "scratch", self._dirs.cache / "scratch.img")
-        if copied:
-            await self._copied(_make_empty, memory.path, self.recipe.memory_mb << 20)
         self.mark("prepare")
         spec = self.recipe.spec(self._dirs, self._owner, vsock=vsock, memory=memory, incoming=True)
         try:
@@ -154,22 +175,36 @@ class Birth:
         await run_sync(_forget_name, self._dirs.memory)
         try:
             state = await run_sync(resident.open, "state")
-            try:
-                await self.machine.restore(state, _left(deadline))
-            finally:
-                os.close(state)
+        except (OSError, ProviderError) as error:
+            raise NotRestored(f"The state of a clone cannot be read: {error}", cause="shm") from error
+        try:
+            await self.machine.restore(state, _left(deadline))
             self.mark("restore")
             await self._meet(min(deadline, time.monotonic() + WAKE_S))
         except (ProviderError, LimitExceeded) as error:
-            if isinstance(error, LimitExceeded) and time.monotonic() >= deadline:
+            late = isinstance(error, LimitExceeded) and time.monotonic() >= deadline
+            if late or error.cause in NOT_THE_CLONES:
                 raise
             raise BrokenTemplate(error.message, cause=error.cause or "restore") from error
+        finally:
+            os.close(state)
 
     async def _copied(self, copy: Callable[..., None], *args: Any) -> None:
         try:
             await run_sync(copy, *args)
         except (ProviderError, OSError) as error:
             raise NotRestored(f"The memory of a clone could not be made: {error}", cause="shm") from error
+
+    def _make_memory(self, path: Path) -> None:
+        """Blocking. Of the size that QEMU wants to see; what is in it comes later."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._ram = fd
+        self._stack.callback(self._close_memory)
+        os.ftruncate(fd, self._ram_size)
+
+    def _close_memory(self) -> None:
+        os.close(self._ram)
+        self._ram = -1
 
     def live(self, tasks: TaskGroup) -> None:
         """Watch the box from now on, in `tasks`."""
@@ -189,6 +224,8 @@ class Birth:
                 if not self._closed:
                     self._closed = True
                     await self._stack.aclose()
+                    self._ram_size = 0
+                    self._undone(self)
 
     # steps
 
@@ -299,15 +336,6 @@ async def _transport(settings: Settings, box_dir: Path) -> Transport:
     cid = FIRST_CID + secrets.randbelow(CIDS)
     transport: UserTransport = await start_user(box_dir, cid=cid)
     return transport
-
-
-def _make_empty(path: Path, size: int) -> None:
-    """Blocking. The size that QEMU wants to see; what is in it comes later."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.ftruncate(fd, size)
-    finally:
-        os.close(fd)
 
 
 def _copy_resident(resident: Resident, name: str, target: Path) -> None:

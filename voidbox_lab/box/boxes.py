@@ -20,9 +20,10 @@ from voidbox_lab.box.box import Box
 from voidbox_lab.box.pool import Pool
 from voidbox_lab.box.settle import rehearse, settle
 from voidbox_lab.box.trouble import libvirt_lost
-from voidbox_lab.errors import BoxLost, ProviderError
-from voidbox_lab.machines import Hypervisor, Recipe, Templates, Verdict, probe_accelerator
+from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError
+from voidbox_lab.machines import Hypervisor, Recipe, Resident, Templates, Verdict, probe_accelerator
 from voidbox_lab.machines.hypervisor import QEMU_OVERHEAD_MB
+from voidbox_lab.machines.templates.resident import NoRoom, check_room
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import BoxFacts, Policy
 from voidbox_lab.spec.run import BoxStart
@@ -42,8 +43,10 @@ class Boxes:
     def __init__(self, settings: Settings, hypervisor: Hypervisor) -> None:
         self._settings, self.hypervisor = settings, hypervisor
         self._tasks: TaskGroup | None = None
-        self._open: dict[str, Birth] = {}
+        self._open: set[Birth] = set()
         self._births = 0
+        self._alive: set[Birth] = set()
+        """All that have or may have a machine: open, on their way, spare."""
         self._verdicts: dict[str, Verdict] = {}
         self._probing = anyio.Lock()
         self._starting = anyio.Semaphore(AT_ONCE)
@@ -74,17 +77,17 @@ class Boxes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._tasks is not None
-        for box, birth in self._open.items():
+        for birth in self._alive:
             # Nobody's wish, then: who cancels a stage ends its task, not the box under it.
             if self.hypervisor.lost:
-                birth.blame(libvirt_lost(box, self.hypervisor.lost))
+                birth.blame(libvirt_lost(birth.id, self.hypervisor.lost))
             elif isinstance(error, Exception):
-                why = f"Box {box} was closed because its keeper failed ({type(error).__name__}); please report it."
-                birth.blame(BoxLost(why, cause="internal"))
+                why = f"its keeper failed ({type(error).__name__}); please report it"
+                birth.blame(BoxLost(f"Box {birth.id} was closed because {why}.", cause="internal"))
         with anyio.CancelScope(shield=True):
             await self.pool.aclose()
             async with anyio.create_task_group() as closing:
-                for birth in tuple(self._open.values()):
+                for birth in tuple(self._alive):
                     closing.start_soon(self._close, birth)
             await self.templates.aclose()
         tasks, self._tasks = self._tasks, None
@@ -143,10 +146,39 @@ class Boxes:
         self._births += 1
         try:
             recipe = await self.recipe(memory_mb=memory_mb, vcpus=vcpus, image=image, agents=agents)
-            began, birth, start, note = await self._up(recipe, timeout_s)
-            self._open[birth.id] = birth
+            box = await self._spare_box(recipe, gateway_socket, policy or Policy())
+            if box is None:
+                box = await self._new_box(recipe, gateway_socket, policy or Policy(), timeout_s)
         finally:
             self._births -= 1
+        self.booted += 1
+        if self._settings.boot_log is not None:
+            await run_sync(_append, self._settings.boot_log, box.facts.model_dump_json())
+        return box
+
+    async def _spare_box(self, recipe: Recipe, gateway_socket: Path | None, policy: Policy) -> Box | None:
+        """A spare as a box of its own; None when there is none that still answers."""
+        self.pool.asked(recipe)
+        while birth := self.pool.claim(recipe):
+            try:
+                return await self._settled(birth, gateway_socket, policy, time.monotonic(), "spare", "")
+            except (ProviderError, LimitExceeded) as error:
+                # It was well when it was last looked at; that is no reason to fail a stage.
+                log.warning("a spare box failed as it was claimed: %s", error.message)
+        return None
+
+    async def _new_box(self, recipe: Recipe, gateway_socket: Path | None, policy: Policy, timeout_s: float) -> Box:
+        async with self._starting:
+            began = time.monotonic()
+            await self._make_room(recipe)
+            birth, start, note = await self._bear(recipe, timeout_s)
+        return await self._settled(birth, gateway_socket, policy, began, start, note)
+
+    async def _settled(
+        self, birth: Birth, gateway_socket: Path | None, policy: Policy, began: float, start: BoxStart, note: str
+    ) -> Box:
+        """`birth` as a box with its policy in force."""
+        recipe = birth.recipe
         try:
             facts = BoxFacts(
                 isolation=recipe.accelerator,
@@ -160,64 +192,71 @@ class Boxes:
                 start_note=note,
             )
             box = Box(birth.connection, facts, lambda: self._close(birth), birth.phases, birth.transport.connect)
-            await settle(birth, box, policy or Policy(), gateway_socket)
+            await settle(birth, box, policy, gateway_socket)
             box.facts = facts.model_copy(update={"boot_s": round(time.monotonic() - began, 3)})
         except BaseException:
-            await self._close(birth)
+            await birth.undo()
             raise
-        self.booted += 1
-        if self._settings.boot_log is not None:
-            await run_sync(_append, self._settings.boot_log, box.facts.model_dump_json())
+        self._open.add(birth)
         return box
 
-    async def _up(self, recipe: Recipe, timeout_s: float) -> tuple[float, Birth, BoxStart, str]:
-        """A box without an owner yet; when its start began, how it started, and why it is no clone."""
-        began = time.monotonic()
-        self.pool.asked(recipe)
-        if spare := self.pool.claim(recipe):
-            return began, spare, "spare", ""
-        async with self._starting:
-            began = time.monotonic()
-            # Spares of another kind must not keep out a box that is really wanted.
-            await self.pool.drain(recipe.memory_mb + QEMU_OVERHEAD_MB)
-            return began, *await self._bear(recipe, timeout_s)
+    async def _make_room(self, recipe: Recipe) -> None:
+        """Spares of another kind must not keep out a box that is really wanted."""
+        await self.pool.drain(recipe.memory_mb + QEMU_OVERHEAD_MB)
+        while len(self.pool) and self._settings.warm == "auto":
+            try:
+                await run_sync(check_room, self._settings.shm, self._promised() + (recipe.memory_mb << 20))
+            except NoRoom:
+                await self.pool.give_up_one()
+            else:
+                break
+
+    def _promised(self) -> int:
+        """Bytes of the tmpfs that the boxes of this process may still take."""
+        return sum(birth.promised_bytes for birth in self._alive)
 
     async def _close(self, birth: Birth) -> None:
         await birth.undo()
-        self._open.pop(birth.id, None)
+        self._open.discard(birth)
 
     async def _bear(self, recipe: Recipe, timeout_s: float) -> tuple[Birth, BoxStart, str]:
         """A new box, how it started, and why it is no clone."""
         note = ""
+        deadline = 0.0
         if self._settings.warm == "auto":
             try:
-                return await self._clone(recipe, timeout_s), "clone", ""
+                resident = await self._resident(recipe)
+                deadline = time.monotonic() + timeout_s
+                return await self._clone(recipe, resident, deadline), "clone", ""
             except NotRestored as error:
-                # Said once a template: what is wrong with it does not come back with the next.
                 log.warning("booting a box instead of cloning it: %s", error.message)
                 note = error.message
-        birth = await self._born(recipe, lambda new: new.cold(time.monotonic() + timeout_s))
-        return birth, "cold", note
+        deadline = deadline or time.monotonic() + timeout_s
+        return await self._born(recipe, lambda new: new.cold(deadline)), "cold", note
 
-    async def _clone(self, recipe: Recipe, timeout_s: float = BOOT_S) -> Birth:
+    async def _resident(self, recipe: Recipe) -> Resident:
+        try:
+            return await self.templates.resident(recipe)
+        except ProviderError as error:
+            raise NotRestored(error.message, cause=error.cause) from error
+
+    async def _clone(self, recipe: Recipe, resident: Resident, deadline: float) -> Birth:
         """A clone of the recipe's template.
 
         Raises:
-            NotRestored: there is no template and none can be made, or it is broken, or its memory has no room.
+            NotRestored: the template is broken, or its memory has no room.
             ProviderError, LimitExceeded: the host's side failed otherwise.
         """
         try:
-            resident = await self.templates.resident(recipe)
-        except ProviderError as error:
-            raise NotRestored(error.message, cause=error.cause) from error
-        try:
-            return await self._born(recipe, lambda new: new.clone(resident, time.monotonic() + timeout_s))
+            birth = await self._born(recipe, lambda new: new.clone(resident, deadline, self._promised))
         except BrokenTemplate as error:
             await self.templates.discard(resident, error.message)
             raise
+        self.templates.worked(resident)
+        return birth
 
     async def _spare(self, recipe: Recipe) -> Birth:
-        birth = await self._clone(recipe)
+        birth = await self._clone(recipe, await self._resident(recipe), time.monotonic() + BOOT_S)
         try:
             await rehearse(birth.connection)
         except BaseException:
@@ -227,7 +266,8 @@ class Boxes:
 
     async def _born(self, recipe: Recipe, up: Callable[[Birth], Awaitable[None]]) -> Birth:
         assert self._tasks is not None
-        birth = Birth(self._settings, self.hypervisor, recipe)
+        birth = Birth(self._settings, self.hypervisor, recipe, self._alive.discard)
+        self._alive.add(birth)
         try:
             await up(birth)
             birth.live(self._tasks)

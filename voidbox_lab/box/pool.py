@@ -29,7 +29,7 @@ RECENT_S = 60.0
 IDLE_S = 300.0
 """Seconds without a request after which spares are given up."""
 HEALTH_S = 30.0
-"""Seconds between two looks at a spare."""
+"""Seconds within which each spare is looked at twice."""
 PING_S = 5.0
 MEMORY_SHARE = 0.25
 """The part of the host's memory that spares leave free."""
@@ -67,8 +67,9 @@ class Pool:
 
     @property
     def memory_mb(self) -> int:
-        """Host memory that spares may hold, in MiB."""
-        return sum(len(spares) * recipe.memory_mb for recipe, spares in self._spares.items())
+        """Host memory that goes with the spares, in MiB: what they really hold, QEMU's own part estimated."""
+        births = [birth for spares in self._spares.values() for birth, _ in spares]
+        return sum(birth.held_bytes >> 20 for birth in births) + len(births) * QEMU_OVERHEAD_MB
 
     def asked(self, recipe: Recipe) -> None:
         """A box of `recipe` is wanted: so may be the next."""
@@ -118,10 +119,15 @@ class Pool:
         """Give spares up, the oldest first, until the host has `need_mb` MiB free; how many went."""
         gone = 0
         while len(self) and self._memory()[0] < need_mb:
-            oldest = min((spares for spares in self._spares.values() if spares), key=lambda spares: spares[0][1])
-            await oldest.popleft()[0].undo()
+            await self.give_up_one()
             gone += 1
         return gone
+
+    async def give_up_one(self) -> None:
+        """Take the oldest spare down, if there is one."""
+        waiting = [spares for spares in self._spares.values() if spares]
+        if waiting:
+            await min(waiting, key=lambda spares: spares[0][1]).popleft()[0].undo()
 
     async def aclose(self) -> None:
         """Close every spare and make no more. Idempotent."""
@@ -196,6 +202,8 @@ class Pool:
                     self._dead.append(spare[0])
         dead, self._dead = self._dead, []
         await self._take_down(dead)
+        for recipe in [r for r in self._asked if not self._spares[r] and not self.wanted(r)]:
+            del self._asked[recipe], self._spares[recipe]
         free, total = self._memory()
         if free < total * MEMORY_SHARE / 2:
             await self.drain(int(total * MEMORY_SHARE))

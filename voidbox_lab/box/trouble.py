@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from voidbox_lab.errors import BoxLost, Cancelled, LimitExceeded, ProviderError, UserError, VoidboxError
@@ -90,10 +90,18 @@ def lost(box: str, ended: str, gone: Gone | None, *, vsock_died: bool) -> BoxLos
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error to tell: all of a lost box's streams fail alike, so the first that is no cancellation."""
+    """The error that tells most: a limit or a lost box before what followed from it."""
+    leaves = list(_leaves(group))
+    for kind in (LimitExceeded, BoxLost, ProviderError, VoidboxError, Exception):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return leaves[0]
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
-            return first_error(error)
-        if isinstance(error, Exception):
-            return error
-    return group.exceptions[0]
+            yield from _leaves(error)
+        else:
+            yield error

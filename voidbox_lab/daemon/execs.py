@@ -9,11 +9,12 @@ from typing import Literal
 
 import anyio
 
+from voidbox_lab.box.trouble import first_error
 from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.streams import Sender
 from voidbox_lab.engine import Waiting
 from voidbox_lab.engine.ports import Box
-from voidbox_lab.engine.stage import CLOSE_S, GRACE_S, first_error
+from voidbox_lab.engine.stage import CLOSE_S, GRACE_S
 from voidbox_lab.errors import Cancelled, LimitExceeded, UserError
 from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted, ExecWaiting
 

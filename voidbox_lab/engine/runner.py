@@ -19,10 +19,11 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from voidbox_lab.box.trouble import first_error
 from voidbox_lab.engine import machine as m
 from voidbox_lab.engine.admission import Admission, Waiting
 from voidbox_lab.engine.journal import Journal
-from voidbox_lab.engine.stage import Host, StageJob, first_error, run_stage
+from voidbox_lab.engine.stage import Host, StageJob, run_stage
 from voidbox_lab.errors import Cancelled, LimitExceeded, ProviderError, UserError, VoidboxError
 from voidbox_lab.spec import TERMINAL, RunRecord, RunSpec, StageRecord, Trouble
 from voidbox_lab.spec.events import Body, Notice, RunChanged, StageChanged

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Protocol
 import anyio
 
 from voidbox_lab.agents import Adapter, Launch, Parser
+from voidbox_lab.box.trouble import first_error
 from voidbox_lab.engine.lines import Lines
 from voidbox_lab.engine.machine import Progress
 from voidbox_lab.engine.ports import Box, Boxes, Exit, Process
-from voidbox_lab.errors import BoxLost, CommandFailed, LimitExceeded, ProviderError, VoidboxError
+from voidbox_lab.errors import BoxLost, CommandFailed, LimitExceeded, VoidboxError
 from voidbox_lab.spec import Stage, VoidBoxSpec
 from voidbox_lab.spec.events import MAX_TEXT, AgentLog, Body, BoxBooted, Notice, ToolCall
 
@@ -302,21 +303,3 @@ def _bounded_body(body: Body) -> Body:
 def _cut(text: str, limit: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that tells most: a limit or a lost box before what followed from it."""
-    leaves = list(_leaves(group))
-    rank: Sequence[type[BaseException]] = (LimitExceeded, BoxLost, ProviderError, VoidboxError, Exception)
-    for kind in rank:
-        for leaf in leaves:
-            if isinstance(leaf, kind):
-                return leaf
-    return leaves[0]
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    out: list[BaseException] = []
-    for e in group.exceptions:
-        out += _leaves(e) if isinstance(e, BaseExceptionGroup) else [e]
-    return out

@@ -37,7 +37,10 @@ def save(domain: libvirt.virDomain, target: Path, timeout_s: float) -> None:
         libvirt.libvirtError: libvirt failed.
     """
     domain.suspend()
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ProviderError(f"{target} cannot be made ({error.strerror}); make room.", cause="disk") from error
     try:
         _ignore_shared(domain)
         _monitor(domain, "getfd", {"fdname": "state"}, fd)

@@ -80,6 +80,10 @@ class Templates:
         await run_sync(loaded.close)
         await run_sync(self.store.discard, digest)
 
+    def worked(self, loaded: Resident) -> None:
+        """A clone of it came up: whatever was wrong with an earlier one is over."""
+        self._discarded.discard(loaded.template.digest)
+
     async def aclose(self) -> None:
         """Let go of everything; the last process to do so frees the memory."""
         loaded, self._loaded = self._loaded, {}

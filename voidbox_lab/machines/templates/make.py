@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from hashlib import sha256
@@ -42,8 +43,18 @@ class Recipe:
     accelerator: Accelerator
 
     def key(self, hypervisor: Hypervisor) -> Key:
-        """The recipe together with what this host adds to it. Blocking, quick."""
-        emulator = hypervisor.emulator.stat()
+        """The recipe together with what this host adds to it. Blocking, quick.
+
+        Raises:
+            ProviderError: QEMU's binary is gone, as it is for a moment while a package replaces it.
+        """
+        try:
+            emulator = hypervisor.emulator.stat()
+        except OSError as error:
+            raise ProviderError(
+                f"QEMU's binary {hypervisor.emulator} cannot be found ({error.strerror}); install it again.",
+                cause="no-qemu",
+            ) from error
         return Key(
             image=self.image.digest,
             memory_mb=self.memory_mb,
@@ -115,7 +126,7 @@ async def make(
         stack.push_async_callback(_shielded, dirs.remove)
         await run_sync(resident.check_room, settings.shm, recipe.memory_mb << 20)
         await run_sync(copy_sparse, recipe.image.scratch, dirs.cache / "scratch.img")
-        (dirs.runtime / "boot.json").write_bytes(boot_data)
+        await run_sync(_write, dirs.runtime / "boot.json", boot_data)
         memory = dirs.memory / "ram"
         spec = recipe.spec(dirs, owner, memory=MemoryFile(memory, shared=True))
         machine = await hypervisor.start(spec)
@@ -124,13 +135,18 @@ async def make(
             tail = " | ".join(machine.console_tail().splitlines()[-4:])[-600:] or "nothing"
             if machine.running:
                 raise LimitExceeded(
-                    f"A template's guest was not ready within {timeout_s:g} s; its console ended with: {tail}.",
+                    f"A template's guest was not ready within {timeout_s:g} s; its console ended with: {tail}; "
+                    "try again when the host is less busy.",
                     limit="time",
                     value=timeout_s,
                     unit="s",
                     cause="boot",
                 )
-            raise ProviderError(f"A template's guest ended while it booted; its console: {tail}.", cause="boot")
+            raise ProviderError(
+                "A template's guest ended while it booted; rebuild the image with `voidbox image build`, or see "
+                f"its console: {tail}.",
+                cause="boot",
+            )
         state = dirs.memory / "state"
         await machine.save(state)
         await machine.destroy()
@@ -139,10 +155,17 @@ async def make(
     return template
 
 
-async def _shielded(step: object) -> None:
-    assert callable(step)
+async def _shielded(step: Callable[[], object]) -> None:
     with anyio.CancelScope(shield=True):
         await run_sync(step)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Blocking."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise ProviderError(f"{path} cannot be written ({error.strerror}); make room.", cause="disk") from error
 
 
 def _host_processor() -> str:

@@ -18,10 +18,12 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from voidbox_lab.errors import ProviderError
 from voidbox_lab.machines.templates import pages
@@ -50,6 +52,7 @@ class Resident:
     _files: dict[str, int]
     _use: int
     _closed: bool = field(default=False, init=False)
+    _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def open(self, name: str) -> int:
         """A new descriptor, at the beginning, of ``memory``, ``scratch`` or ``state``; the caller closes it.
@@ -57,22 +60,26 @@ class Resident:
         Raises:
             ProviderError: it was closed, by whoever found it broken (cause ``shm``).
         """
-        if self._closed:
-            raise ProviderError(f"The template {self.template.digest} was let go; try again.", cause="shm")
-        return os.open(f"/proc/self/fd/{self._files[name]}", os.O_RDONLY | os.O_CLOEXEC)
+        # Else a close in another thread comes in between, and the number is another file's.
+        with self._guard:
+            if self._closed:
+                raise ProviderError(f"The template {self.template.digest} was let go; try again.", cause="shm")
+            return os.open(f"/proc/self/fd/{self._files[name]}", os.O_RDONLY | os.O_CLOEXEC)
 
     @property
     def intact(self) -> bool:
         """The files are as they were loaded, as far as size and time of the last change tell."""
-        return not self._closed and _read_mark(self.path) == {n: _stamp(f) for n, f in self._files.items()}
+        with self._guard:
+            return not self._closed and _read_mark(self.path) == _mark(self.template, self._files)
 
     def close(self) -> None:
         """Let go; the last user removes it from memory. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        for fd in self._files.values():
-            os.close(fd)
+        with self._guard:
+            if self._closed:
+                return
+            self._closed = True
+            for fd in self._files.values():
+                os.close(fd)
         fcntl.flock(self._use, fcntl.LOCK_UN)
         os.close(self._use)
         _remove_if_unused(self.path)
@@ -90,11 +97,11 @@ def load(store: TemplateStore, template: Template, shm: Path) -> Resident:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(path, "load", fcntl.LOCK_EX, LOCK_TIMEOUT_S):
-            files = _opened(path)
+            files = _opened(template, path)
             if files is None:
                 _unpack(template, path)
                 store.touch(template)
-                files = _opened(path)
+                files = _opened(template, path)
             if files is None:
                 raise pages.Damaged(f"{path} changed while it was loaded.", cause="template-damaged")
             use = _lock(path, "use", fcntl.LOCK_SH, LOCK_TIMEOUT_S)
@@ -157,14 +164,14 @@ def _unpack(template: Template, path: Path) -> None:
             raise pages.Damaged(f"{template.path / STATE} is not what its digest says.", cause="template-damaged")
         (path / "state").touch(0o600)
         (path / "state").write_bytes(state)
-        mark = {name: _stamp(path / name) for name in NAMES}
+        mark = _mark(template, {name: path / name for name in NAMES})
         (path / MARK).write_text(json.dumps(mark), encoding="ascii")
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
 
 
-def _opened(path: Path) -> dict[str, int] | None:
+def _opened(template: Template, path: Path) -> dict[str, int] | None:
     mark = _read_mark(path)
     if mark is None:
         return None
@@ -172,11 +179,17 @@ def _opened(path: Path) -> dict[str, int] | None:
     with contextlib.suppress(OSError):
         for name in NAMES:
             files[name] = os.open(path / name, os.O_RDONLY | os.O_CLOEXEC)
-        if {name: _stamp(fd) for name, fd in files.items()} == mark:
+        if _mark(template, files) == mark:
             return files
     for fd in files.values():
         os.close(fd)
     return None
+
+
+def _mark(template: Template, files: Mapping[str, Path] | Mapping[str, int]) -> dict[str, Any]:
+    """What `files` look like, and what they were made from: a template made anew has the name of the old one."""
+    digests = {name: file.sha256 for name, file in template.files.items()}
+    return {"of": digests, "files": {name: _stamp(file) for name, file in files.items()}}
 
 
 def _stamp(file: Path | int) -> list[int]:
@@ -184,7 +197,7 @@ def _stamp(file: Path | int) -> list[int]:
     return [info.st_ino, info.st_size, info.st_mtime_ns]
 
 
-def _read_mark(path: Path) -> dict[str, list[int]] | None:
+def _read_mark(path: Path) -> dict[str, Any] | None:
     try:
         mark = json.loads((path / MARK).read_text(encoding="ascii"))
     except (OSError, ValueError):
