@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
-from _signal import SIG_DFL, SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ, set_wakeup_fd, signal
+from _signal import SIG_DFL, SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGXFSZ, set_wakeup_fd, signal
 from errno import EACCES, ENOENT, ENOTDIR
 
 from . import warm
@@ -60,7 +60,7 @@ def spawn(command: Command, stdin: int, stdout: int, stderr: int, report: int, c
     stage = "setup"
     try:
         set_wakeup_fd(-1)
-        for number in (SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ):
+        for number in (SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGXFSZ):
             signal(number, SIG_DFL)
         os.setsid()
         if cgroup >= 0:

@@ -204,6 +204,7 @@ os.open = lambda path, *rest: os_open(directory + "/id" if path == "/etc/machine
 seen = []
 for text in ("", "0123456789abcdef" * 2, "f" * 40):
     boot.write_machine_id(text)
+    os.chmod(directory + "/id", 0o600)  # read-only for all but PID 1, which is root
     seen.append(open(directory + "/id").read())
 print(wire.jsonlite.dumps({"seen": seen}).decode())
 """

@@ -116,7 +116,7 @@ async def test_a_device_that_cannot_start_says_why() -> None:
 
 async def test_a_device_that_hangs_at_start_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user, "START_S", 0.3)
-    monkeypatch.setattr(user, "_BOOT", "import time; time.sleep(60)")
+    monkeypatch.setattr(user, "DEVICE_PROGRAM", "import time; time.sleep(60)")
     with (
         tempfile.TemporaryDirectory(prefix="vb") as directory,
         anyio.fail_after(10),
