@@ -82,6 +82,14 @@ def test_the_dead_lose_theirs(settings: Settings, owner: Owner) -> None:
     assert found(settings) == sorted([dirs.runtime, dirs.cache, dirs.memory])
 
 
+def test_a_mark_leads_to_another_home(settings: Settings, owner: Owner) -> None:
+    """The cache is shared by homes, and a box's processes work below its owner's."""
+    away = replace(settings, runtime=settings.runtime.with_name("away"), shm=settings.shm.with_name("away-shm"))
+    claim(away, replace(Owner.current(away, BOX), start_time=owner.start_time + 1))
+    ((box, path),) = left_behind(settings)
+    assert (box.runtime, path) == (away.runtime / "b" / BOX, settings.cache / "boxes" / BOX)
+
+
 def test_an_owner_out_of_sight(settings: Settings, owner: Owner) -> None:
     """A shared cache is left alone until it has been quiet for a day; the others die with their boot."""
     dirs = claim(settings, replace(owner, boot_id="another"))

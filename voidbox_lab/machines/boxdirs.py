@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voidbox_lab.errors import ProviderError
@@ -76,8 +76,11 @@ def claim(settings: Settings, owner: Owner) -> BoxDirs:
     return dirs
 
 
-def left_behind(settings: Settings) -> Iterator[tuple[str, Path]]:
-    """``(box, directory)`` of every box directory of this user whose owner is gone. Blocking."""
+def left_behind(settings: Settings) -> Iterator[tuple[BoxDirs, Path]]:
+    """Every box directory of this user whose owner is gone, after where that box's directories are. Blocking.
+
+    The two differ where the cache is shared: its mark names a home that is not `settings`'.
+    """
     places = ((settings.runtime / "b", True), (settings.shm / "b", True), (settings.cache / "boxes", False))
     for parent, local in places:
         with suppress(FileNotFoundError), os.scandir(parent) as entries:
@@ -89,17 +92,34 @@ def left_behind(settings: Settings) -> Iterator[tuple[str, Path]]:
                     info = entry.stat(follow_symlinks=False)
                     if not entry.is_dir(follow_symlinks=False) or info.st_uid != os.getuid():
                         continue
-                    if _is_left_behind(Path(entry.path), box, local=local):
-                        yield box, Path(entry.path)
+                    path = Path(entry.path)
+                    owner = read_mark(path)
+                    if owner is not None and owner.box != box:
+                        owner = None  # another box's mark
+                    if is_left_behind(path, owner, local=local):
+                        home = settings if owner is None else replace(settings, runtime=Path(owner.home))
+                        yield BoxDirs.of(home, box), path
 
 
-def _is_left_behind(path: Path, box: str, *, local: bool) -> bool:
+def read_mark(path: Path) -> Owner | None:
+    """Whose the directory `path` is; None while, or if, it has no readable mark. Blocking."""
     try:
         with (path / OWNER_FILE).open(encoding="utf-8") as file:
-            owner = Owner.from_mapping(json.loads(file.read(4096)))
-        if owner.box != box:
-            raise ValueError("another box's mark")
+            return Owner.from_mapping(json.loads(file.read(4096)))
     except (OSError, ValueError):
+        return None
+
+
+def is_left_behind(path: Path, owner: Owner | None, *, local: bool) -> bool:
+    """Whether nobody needs the directory `path` any more, whose mark names `owner`. Blocking.
+
+    Args:
+        local: it cannot be another machine's.
+
+    Raises:
+        OSError: it vanished meanwhile.
+    """
+    if owner is None:
         return _quiet_for(path) > UNFINISHED_S
     liveness = owner.liveness()
     if liveness == "other-boot" and local:

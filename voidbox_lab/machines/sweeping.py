@@ -44,9 +44,10 @@ def sweep(handle: libvirt.virConnect, settings: Settings) -> list[str]:
             _remove_runtime(boxdirs.BoxDirs.of(home, owner.box).runtime)
             removed.add(name)
     for box, path in boxdirs.left_behind(settings):
-        processes.end_box(settings.runtime / "b" / box)
+        # Before its mark goes: nothing else says where the processes of another home's box work.
+        processes.end_box(box.runtime)
         shutil.rmtree(path, ignore_errors=True)
-        removed.add(box)
+        removed.add(box.runtime.name)
     resident.remove_unused(settings.shm)
     return sorted(removed)
 
