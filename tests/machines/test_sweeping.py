@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from voidbox_lab.machines import BoxDirs, Owner, claim, processes
+from voidbox_lab.machines.apartdirs import claim_home
+from voidbox_lab.machines.boxdirs import OWNER_FILE
 from voidbox_lab.machines.sweeping import sweep
 from voidbox_lab.settings import Settings
 
@@ -92,3 +95,14 @@ def test_the_living_are_left_alone(settings: Settings, worker: Worker) -> None:
     assert sweep(NoDomains(), settings) == []
     assert process.poll() is None
     assert dirs.cache.exists()
+
+
+def test_a_dead_home_beside_this_one(settings: Settings, worker: Worker) -> None:
+    """With whatever runs in it."""
+    home = claim_home(settings)
+    orphan = worker(home.runtime / "b" / BOX)
+    for path in (home.runtime, home.shm):
+        (path / OWNER_FILE).write_text(json.dumps(dead(home).attributes()))
+    assert sweep(NoDomains(), settings) == []
+    assert orphan.wait(5) == -9
+    assert not any(path.exists() for path in (home.runtime, home.shm))

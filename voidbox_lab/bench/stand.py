@@ -68,6 +68,7 @@ async def stand(memory_mb: int, effort: float) -> AsyncIterator[Stand]:
         work.mkdir()
         hypervisor = await Hypervisor.open(settings)
         try:
+            await hypervisor.sweep()
             yield Stand(settings, hypervisor, work, memory_mb, effort)
         finally:
             await hypervisor.aclose()

@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
+from voidbox_lab.machines.apartdirs import claim_home, remove_home, sweep_homes
 from voidbox_lab.settings import Settings
+
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def apart(user: Settings) -> Iterator[Settings]:
     """`user`'s settings with runtime and memory directories of their own; images and templates stay the user's.
 
-    Both are removed at the end. Blocking, quick. What a killed process leaves of them holds no guest: a domain's
-    memory has no name once it runs, and the domain is swept by its owner.
+    Both are removed at the end, and SIGTERM and SIGHUP are such an end: until then they act like Ctrl-C. What a
+    killed process leaves, its boxes included, the next call removes, or the next `Hypervisor.sweep`. Blocking,
+    quick.
 
     Raises:
         UserError: a directory cannot be written.
     """
     user.prepare()
-    runtime = Path(tempfile.mkdtemp(prefix="vba-", dir=user.runtime.parent))
-    shm = Path(tempfile.mkdtemp(prefix="apart-", dir=user.shm))
+    sweep_homes(user)
+    with _ended_as_by_ctrl_c():
+        home = claim_home(user)
+        try:
+            yield replace(home, boot_log=None).prepare()
+        finally:
+            remove_home(home)
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Signals that would end this process without a word cancel what it does, as SIGINT does.
+
+    Those that somebody handles or ignores (nohup) stay so.
+    """
+    if threading.current_thread() is not threading.main_thread():  # nobody else may set handlers
+        yield
+        return
+    ours = [number for number in _ENDINGS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
     try:
-        yield replace(user, runtime=runtime, shm=shm, boot_log=None).prepare()
+        yield
     finally:
-        shutil.rmtree(shm, ignore_errors=True)
-        shutil.rmtree(runtime, ignore_errors=True)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

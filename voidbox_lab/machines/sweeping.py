@@ -1,7 +1,7 @@
 """Removes what dead processes left behind: domains, their processes, box directories. Blocking throughout.
 
 A domain is ours only if its metadata holds a well-formed owner of this user; it is removed only if that owner
-is provably dead. Directories follow `voidbox_lab.machines.boxdirs`.
+is provably dead. Directories follow `voidbox_lab.machines.boxdirs` and `voidbox_lab.machines.apartdirs`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from voidbox_lab.machines import boxdirs, processes
+from voidbox_lab.machines import apartdirs, boxdirs, processes
 from voidbox_lab.machines.calls import libvirt, libvirt_qemu
 from voidbox_lab.machines.owner import NAMESPACE, Owner
 from voidbox_lab.machines.templates import resident
@@ -48,6 +48,7 @@ def sweep(handle: libvirt.virConnect, settings: Settings) -> list[str]:
         processes.end_box(box.runtime)
         shutil.rmtree(path, ignore_errors=True)
         removed.add(box.runtime.name)
+    apartdirs.sweep_homes(settings)
     resident.remove_unused(settings.shm)
     return sorted(removed)
 
