@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import voidbox_lab
+from voidbox_lab.bench.leash import leashed
 from voidbox_lab.box.birth import TEMPLATE_BOOT_DATA
 from voidbox_lab.errors import ProviderError
 from voidbox_lab.images.model import TCG_CPU
@@ -36,25 +37,32 @@ class BareTemplate:
     """A guest saved by hand."""
 
     recipe: Recipe
+    emulator: Path
     work: Path
     """In a tmpfs."""
 
 
-def cold(recipe: Recipe, work: Path) -> float:
-    """Seconds from starting QEMU to the guest agent's ready line. Blocking."""
+def cold(recipe: Recipe, emulator: Path, work: Path) -> float:
+    """Seconds from starting QEMU to the guest agent's ready line. Blocking.
+
+    `emulator` is the QEMU that boxes run, here and below: another's time would be no floor of theirs.
+
+    Raises:
+        ProviderError: the guest did not come up, or the disk is full; as all of this module.
+    """
     _copy(recipe.image.scratch, work / "scratch")
     boot = _boot_file(work, _identity())
     began = time.monotonic()
-    with _qemu(recipe, work, boot, []) as qemu:
+    with _qemu(recipe, emulator, work, boot, []) as qemu:
         _await_line(qemu, work, p.READY_LINE)
         return time.monotonic() - began
 
 
-def make_template(recipe: Recipe, work: Path) -> BareTemplate:
+def make_template(recipe: Recipe, emulator: Path, work: Path) -> BareTemplate:
     """Boot and save what `clone` restores. Blocking."""
     (work / "boot").write_bytes(TEMPLATE_BOOT_DATA)
     _copy(recipe.image.scratch, work / "scratch")
-    with _qemu(recipe, work, work / "boot", _memory(recipe, work / "ram")) as qemu:
+    with _qemu(recipe, emulator, work, work / "boot", _memory(recipe, work / "ram")) as qemu:
         _await_line(qemu, work, p.TEMPLATE_LINE)
         with _Monitor(work) as monitor:
             monitor("stop")
@@ -62,9 +70,14 @@ def make_template(recipe: Recipe, work: Path) -> BareTemplate:
             monitor("migrate", uri=f"exec:cat > {work}/state")
             monitor.until("query-migrate", "completed")
     # As the product keeps it: without the pages that are zero.
-    subprocess.run(["cp", "--sparse=always", work / "ram", work / "kept"], check=True)
+    copied = subprocess.run(
+        ["cp", "--sparse=always", work / "ram", work / "kept"], capture_output=True, check=False
+    )
+    if copied.returncode:
+        said = copied.stderr.decode(errors="replace").strip()
+        raise ProviderError(f"A bare template could not be kept ({said}); make room in {work}.", cause="disk")
     (work / "scratch").replace(work / "kept-scratch")
-    return BareTemplate(recipe, work)
+    return BareTemplate(recipe, emulator, work)
 
 
 def clone(template: BareTemplate) -> float:
@@ -84,7 +97,8 @@ def clone(template: BareTemplate) -> float:
         _copy(work / "kept", work / "ram")
         _copy(work / "kept-scratch", work / "scratch")
         extra = [*_memory(recipe, work / "ram"), "-chardev", f"socket,id=vs,path={work}/vu", "-incoming", "defer"]
-        with _qemu(recipe, work, _boot_file(work, _identity()), extra), _Monitor(work) as monitor:
+        boot = _boot_file(work, _identity())
+        with _qemu(recipe, template.emulator, work, boot, extra), _Monitor(work) as monitor:
             monitor.ignore_shared()
             monitor("migrate-incoming", uri=f"exec:cat {work}/state")
             while monitor("query-status")["status"] == "inmigrate":
@@ -129,10 +143,12 @@ def _memory(recipe: Recipe, ram: Path) -> list[str]:
 
 
 @contextmanager
-def _qemu(recipe: Recipe, work: Path, boot: Path, extra: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _qemu(
+    recipe: Recipe, emulator: Path, work: Path, boot: Path, extra: list[str]
+) -> Iterator[subprocess.Popen[bytes]]:
     image = recipe.image
     accel, cpu = ("kvm", "host") if recipe.accelerator == "kvm" else ("tcg,tb-size=256", TCG_CPU)
-    argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    argv = [str(emulator), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-accel", accel, "-cpu", cpu, "-machine", "q35,usb=off,hpet=off,smm=off,vmport=off"]
     argv += ["-m", str(recipe.memory_mb), "-smp", str(recipe.vcpus)]
     argv += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-serial", f"file:{work}/serial"]
@@ -144,11 +160,8 @@ def _qemu(recipe: Recipe, work: Path, boot: Path, extra: list[str]) -> Iterator[
         argv += ["-device", f"virtio-blk-pci,drive=d{n},disable-legacy=on,addr={3 + n:#x}"]
     for name in ("serial", "qmp"):
         (work / name).unlink(missing_ok=True)
-    with subprocess.Popen(argv + extra, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as qemu:
-        try:
-            yield qemu
-        finally:
-            qemu.kill()
+    with leashed(argv + extra) as qemu:
+        yield qemu
 
 
 def _await_line(qemu: subprocess.Popen[bytes], work: Path, line: str) -> None:
@@ -170,7 +183,7 @@ def _device(work: Path) -> Iterator[None]:
         try:
             assert device.stdout is not None
             if device.stdout.readline() != b"ready\n":
-                raise ProviderError("The vsock device of a bare guest did not start.")
+                raise ProviderError("The vsock device of a bare guest did not start; see `voidbox doctor`.")
             yield
         finally:
             device.kill()
@@ -185,15 +198,18 @@ class _Monitor:
         while True:
             try:
                 self._socket.connect(os.fspath(work / "qmp"))
-            except OSError:
+            except OSError as error:
                 if time.monotonic() > end:
-                    raise
+                    raise ProviderError(
+                        "A bare QEMU did not start within 10 s; see whether `voidbox doctor` boots one.",
+                        cause="qmp",
+                    ) from error
                 time.sleep(0.001)
             else:
                 break
         self._socket.settimeout(BOUND_S)
         self._file = self._socket.makefile("rw")
-        self._file.readline()
+        self._read()
         self("qmp_capabilities")
 
     def __enter__(self) -> _Monitor:
@@ -206,12 +222,22 @@ class _Monitor:
         self._file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         self._file.flush()
         while True:
-            answer = json.loads(self._file.readline())
+            answer = self._read()
             if "error" in answer:
                 raise ProviderError(f"QEMU refused {command}: {answer['error'].get('desc')}.", cause="qmp")
             if "return" in answer:
                 found = answer["return"]
                 return found if isinstance(found, dict) else {}
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = json.loads(self._file.readline())
+        except (OSError, ValueError) as error:  # nothing at all, where QEMU was killed
+            raise ProviderError(
+                "A bare QEMU ended or stopped answering; make room in /dev/shm and look at the host's memory.",
+                cause="qmp",
+            ) from error
+        return answer
 
     def ignore_shared(self) -> None:
         self("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])

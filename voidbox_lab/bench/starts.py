@@ -9,6 +9,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 from voidbox_lab.bench import bare
+from voidbox_lab.bench.leash import in_thread
 from voidbox_lab.bench.samples import Figure, Series
 from voidbox_lab.bench.stand import Stand
 from voidbox_lab.box import Box, Boxes
@@ -37,7 +38,7 @@ async def cold(stand: Stand) -> list[Figure]:
     async with stand.boxes(warm="off") as boxes:
         recipe = await boxes.recipe(memory_mb=stand.memory_mb)
         for n in range(stand.samples(5) + 1):
-            bare_s = await run_sync(bare.cold, recipe, stand.work)
+            bare_s = await in_thread(bare.cold, recipe, stand.hypervisor.emulator, stand.work)
             up_s, work_s, box = await _timed(boxes, stand.memory_mb)
             await box.close()
             if n:  # the first fills the page cache
@@ -56,9 +57,9 @@ async def warm(stand: Stand) -> list[Figure]:
     clones, creates, up, work = [], [], [], []
     async with stand.boxes(spares=0) as boxes:
         recipe = await boxes.recipe(memory_mb=stand.memory_mb)
-        template = await run_sync(bare.make_template, recipe, stand.work)
+        template = await in_thread(bare.make_template, recipe, stand.hypervisor.emulator, stand.work)
         for n in range(stand.samples(15) + 1):
-            bare_s = await run_sync(bare.clone, template)
+            bare_s = await in_thread(bare.clone, template)
             create_s = await _create(stand, boxes)
             up_s, work_s, box = await _timed(boxes, stand.memory_mb)
             assert box.facts.start == "clone", box.facts.start_note
@@ -84,7 +85,7 @@ async def _create(stand: Stand, boxes: Boxes) -> float:
     owner = Owner.current(stand.settings, f"vb-{secrets.token_hex(5)}")
     dirs = await run_sync(claim, stand.settings, owner)
     try:
-        copy_sparse(recipe.image.scratch, dirs.cache / "scratch.img")
+        await run_sync(copy_sparse, recipe.image.scratch, dirs.cache / "scratch.img")
         (dirs.runtime / "boot.json").write_bytes(TEMPLATE_BOOT_DATA)
         with (dirs.memory / "ram").open("wb") as file:
             file.truncate(recipe.memory_mb << 20)
