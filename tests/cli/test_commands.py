@@ -38,6 +38,19 @@ def book(path: Path, *sources: str) -> Path:
     return path
 
 
+def test_a_template_of_another_version(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Is listed with what is known of it: whole as far as names and sizes tell, and with keys of its own."""
+    path = home / "cache" / "templates" / ("0" * 32)
+    path.mkdir(parents=True)
+    files = {name: {"sha256": "0", "size": 0} for name in ("memory.pages", "scratch.pages", "state")}
+    for name in files:
+        (path / name).touch()
+    meta = {"format": 1, "key": {"memory_mb": 192, "qemu": ["7.2"]}, "files": files, "made": 0}
+    (path / "template.json").write_text(json.dumps(meta))
+    assert run(["template", "list"]) == 0
+    assert "image ?  192 MB, ? vCPU" in capsys.readouterr().out
+
+
 SHOW = """
 from IPython.display import display
 display({{"text/plain": "run", "application/vnd.voidbox.run+json": {record}}}, raw=True)

@@ -28,10 +28,8 @@ def list_(json: Json = False) -> None:
     if not found:
         out.print("no templates; the first box of a kind makes one")
     for template in found:
-        key = template.key
         out.print(
-            f"{template.digest[:12]}  image {key['image'][7:19]}  {key['memory_mb']} MB, {key['vcpus']} vCPU, "
-            f"{key['accelerator']}, QEMU {key['qemu']}  {size(template.size)}  "
+            f"{template.digest[:12]}  {_kind(template.key)}  {size(template.size)}  "
             f"used {ago(time.time() - template.used)} ago",
             markup=False,
         )
@@ -88,6 +86,16 @@ def prune(
 
 def _store() -> TemplateStore:
     return TemplateStore(Settings.from_env().prepare().cache / "templates")
+
+
+def _kind(key: dict[str, Any]) -> str:
+    """What is cloned from it; another version may have written other keys, and they are only shown here."""
+    known = {name: str(key.get(name, "?")) for name in ("image", "memory_mb", "vcpus", "accelerator", "qemu")}
+    image = known["image"].removeprefix("sha256:")[:12]
+    return (
+        f"image {image}  {known['memory_mb']} MB, {known['vcpus']} vCPU, "
+        f"{known['accelerator']}, QEMU {known['qemu']}"
+    )
 
 
 def _describe(template: Template) -> dict[str, Any]:
