@@ -8,7 +8,7 @@ import math
 import pytest
 
 from voidbox_lab import bench
-from voidbox_lab.bench.samples import Figure, Report, Series, quantile
+from voidbox_lab.bench.samples import Failure, Figure, Report, Series, quantile
 from voidbox_lab.cli.bench import table
 from voidbox_lab.errors import UserError
 
@@ -55,6 +55,19 @@ def test_a_report_keeps_every_sample() -> None:
     (figure,) = data["figures"]
     assert figure["subject"]["samples"] == [0.2, 0.1]
     assert (figure["p50"], figure["ratio"], figure["met"]) == (0.1, 1.0, True)
+
+
+def test_what_was_not_measured_is_null() -> None:
+    """JSON has no NaN, and nothing measured meets nothing."""
+    none = Figure("b", Series("it", "s", ()), series(1.0), wanted_ratio=1.0, wanted=1.0)
+    odd = Figure("b", series(1.0), series(math.nan))
+    failure = Failure("warm", "No room.", "provider")
+    data = json.loads(json.dumps(Report({}, [none, odd], [failure]).to_dict(), allow_nan=False))
+    first, second = data["figures"]
+    assert (first["p50"], first["ratio"], first["met"]) == (None, None, None)
+    assert (second["floor"]["samples"], second["ratio"]) == ([None], None)
+    assert data["failures"] == [{"bench": "warm", "message": "No room.", "kind": "provider"}]
+    assert [list(column.cells) for column in table([none]).columns][1] == ["-"]
 
 
 def test_the_table_says_what_was_missed() -> None:

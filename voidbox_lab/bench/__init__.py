@@ -6,7 +6,7 @@ file.
 What travels between machines is the ratio. Never used by tests to assert a time.
 """
 
-from voidbox_lab.bench.samples import Figure, Report, Series
+from voidbox_lab.bench.samples import Failure, Figure, Report, Series
 from voidbox_lab.bench.suite import NAMES, run
 
-__all__ = ["NAMES", "Figure", "Report", "Series", "run"]
+__all__ = ["NAMES", "Failure", "Figure", "Report", "Series", "run"]

@@ -244,7 +244,11 @@ class _Monitor:
 
     def until(self, command: str, status: str) -> None:
         end = time.monotonic() + BOUND_S
-        while self(command).get("status") != status:
-            if time.monotonic() > end:
-                raise ProviderError(f"QEMU was not {status} within {BOUND_S:g} s.", cause="qmp")
+        while (found := self(command).get("status")) != status:
+            if found == "failed" or time.monotonic() > end:
+                raise ProviderError(
+                    f"{command} of a bare QEMU said {found} and not {status} within {BOUND_S:g} s; "
+                    "make room in /dev/shm.",
+                    cause="qmp",
+                )
             time.sleep(0.005)

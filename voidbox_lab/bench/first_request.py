@@ -15,7 +15,7 @@ from anyio.abc import SocketStream
 from voidbox_lab import agents
 from voidbox_lab.bench.samples import Figure, Series
 from voidbox_lab.bench.stand import Stand
-from voidbox_lab.bench.starts import until_spare
+from voidbox_lab.bench.starts import check_start, until_spare
 from voidbox_lab.box import Box
 from voidbox_lab.errors import LimitExceeded
 from voidbox_lab.spec import Model, VoidBoxSpec
@@ -86,8 +86,8 @@ async def _measure(stand: Stand, name: str, memory_mb: int, count: int, wanted: 
             model.again()
             began = time.monotonic()
             box = await boxes.open(memory_mb=memory_mb, agents=layers, gateway_socket=socket)
-            assert box.facts.start == "spare", box.facts.start
             try:
+                check_start(box, "spare")
                 for path, data in launch.files.items():
                     await box.put(data, path)
                 async with await box.start_exec(launch.argv, env=launch.env, stdin=launch.stdin) as process:

@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 from voidbox_lab.bench.samples import Figure, Series
 from voidbox_lab.bench.stand import Stand
 from voidbox_lab.box import Box
+from voidbox_lab.errors import ProviderError
 
 ECHO_PORT = 7001
 IDLE_S = 20.0
@@ -112,7 +113,8 @@ async def files(stand: Stand) -> list[Figure]:
                 received = stand.work / "received"
                 await box.get_file("/workspace/file", received)
                 out.append(time.monotonic() - began)
-                assert received.stat().st_size == size
+                if (got := received.stat().st_size) != size:
+                    raise ProviderError(f"Of a file of {size} bytes {got} came back from box {box.id}.")
                 received.unlink()
             floor = Series(f"plain copy of {label}", "s", tuple(copies))
             figures.append(Figure("files", Series(f"{label} in", "s", tuple(into)), floor))
@@ -145,7 +147,14 @@ async def footprint(stand: Stand) -> list[Figure]:
         await anyio.sleep(5)  # what starting left to do
         pids = {box.id: _processes(box.id) for box in opened}
         # The first pays for what all share, by whose pages count for a part in each.
-        held = [sum(map(_memory_mb, found)) for found in pids.values()]
+        held = []
+        for found in pids.values():
+            parts = [_memory_mb(pid) for pid in found]
+            # One that ended, or may not be looked at, would make a box look light.
+            if parts and None not in parts:
+                held.append(sum(part for part in parts if part is not None))
+        if not held:
+            raise ProviderError("No box's processes can be looked at in /proc; measure as the user who runs them.")
         before = {name: sum(map(_cpu_s, found)) for name, found in pids.items()}
         await anyio.sleep(IDLE_S)
         idle = [100 * (sum(map(_cpu_s, found)) - before[name]) / IDLE_S for name, found in pids.items()]
@@ -162,10 +171,11 @@ async def footprint(stand: Stand) -> list[Figure]:
     ]
 
 
-def _memory_mb(pid: int) -> float:
+def _memory_mb(pid: int) -> float | None:
     """What process `pid` holds of the host's memory: pages by proc(5) smaps_rollup, and its clone's memory file.
 
-    The file's pages count by its blocks: those that the guest has not touched are in no page table.
+    The file's pages count by its blocks: those that the guest has not touched are in no page table. None of a
+    process that is gone or may not be looked at.
     """
     total = 0
     try:
@@ -178,10 +188,10 @@ def _memory_mb(pid: int) -> float:
             if target.endswith("/ram (deleted)"):
                 info = link.stat()
                 files[info.st_ino] = info.st_blocks * 512
+        # The vsock device has the file open as well: it is QEMU's.
+        is_qemu = b"qemu" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
     except OSError:
-        return float("nan")
-    # The vsock device has the file open as well: it is QEMU's.
-    is_qemu = b"qemu" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+        return None
     return (total + (sum(files.values()) if is_qemu else 0)) / 2**20
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from voidbox_lab.errors import TroubleKind
+
 Unit = Literal["s", "MB", "% of a core"]
 
 
@@ -56,29 +58,57 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """Median over median."""
-        return self.subject.p50 / self.floor.p50 if self.floor and self.floor.p50 else None
+        """Median over median; None where either is missing or the floor's is nothing."""
+        if self.floor is None or not self.floor.p50:
+            return None
+        return _number(self.subject.p50 / self.floor.p50)
 
     @property
     def met(self) -> bool | None:
-        """Whether it is as good as wanted; None where nothing is."""
+        """Whether it is as good as wanted; None where nothing is, or nothing was measured."""
+        if math.isnan(self.subject.p50):
+            return None
         if self.wanted_ratio is not None and self.ratio is not None:
             return self.ratio <= self.wanted_ratio
         return None if self.wanted is None else self.subject.p50 <= self.wanted
 
     def to_dict(self) -> dict[str, Any]:
-        """With raw samples, for JSON."""
+        """With raw samples, for JSON, which has no NaN: null is what could not be measured."""
+        data = asdict(self)
+        for series in (data["subject"], data["floor"]):
+            if series is not None:
+                series["samples"] = [_number(sample) for sample in series["samples"]]
         said = {"p50": self.subject.p50, "p95": self.subject.p95, "p99": self.subject.p99}
-        return asdict(self) | said | {"ratio": self.ratio, "met": self.met}
+        data |= {name: _number(value) for name, value in said.items()}
+        return data | {"ratio": self.ratio, "met": self.met}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A measurement that gave no figures."""
+
+    bench: str
+    message: str
+    """One sentence."""
+    kind: TroubleKind
 
 
 @dataclass
 class Report:
-    """All figures of a run and the machine they are from."""
+    """All figures of a run, what could not be measured, and the machine they are from."""
 
     machine: dict[str, Any]
     figures: list[Figure] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"machine": self.machine, "figures": [figure.to_dict() for figure in self.figures]}
+        return {
+            "machine": self.machine,
+            "figures": [figure.to_dict() for figure in self.figures],
+            "failures": [asdict(failure) for failure in self.failures],
+        }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,11 @@ class Stand:
     def samples(self, usual: int) -> int:
         """How many to take of something that is usually sampled `usual` times."""
         return max(1, round(usual * self.effort))
+
+    def clear(self) -> None:
+        """Empty `work` for the next measurement: what lies there is memory. Blocking."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(exist_ok=True)
 
     @asynccontextmanager
     async def boxes(self, *, warm: Literal["auto", "off"] = "auto", spares: int = 0) -> AsyncIterator[Boxes]:

@@ -14,8 +14,10 @@ from voidbox_lab.bench.samples import Figure, Series
 from voidbox_lab.bench.stand import Stand
 from voidbox_lab.box import Box, Boxes
 from voidbox_lab.box.birth import TEMPLATE_BOOT_DATA
+from voidbox_lab.errors import CommandFailed, LimitExceeded, ProviderError
 from voidbox_lab.machines import MemoryFile, Owner, claim
 from voidbox_lab.machines.sparse import copy_sparse
+from voidbox_lab.spec.run import BoxStart
 
 TRUE = ["/bin/true"]
 SPARE_S = 120.0
@@ -28,8 +30,22 @@ async def _timed(boxes: Boxes, memory_mb: int) -> tuple[float, float, Box]:
     box = await boxes.open(memory_mb=memory_mb)
     up = time.monotonic() - began
     done = await box.run(TRUE)
-    assert done.exit_code == 0
+    if done.exit_code:
+        raise CommandFailed(f"{TRUE[0]} in box {box.id} exited {done.exit_code}.", exit_code=done.exit_code)
     return up, time.monotonic() - began, box
+
+
+def check_start(box: Box, wanted: BoxStart) -> None:
+    """A box that started otherwise than is measured would make a false figure.
+
+    Raises:
+        ProviderError: it did; the message says why, if anybody knows.
+    """
+    if box.facts.start != wanted:
+        why = box.facts.start_note or "no reason was given"
+        raise ProviderError(
+            f"Box {box.id} started as {box.facts.start} where {wanted} is measured ({why}).", cause="start"
+        )
 
 
 async def cold(stand: Stand) -> list[Figure]:
@@ -62,7 +78,7 @@ async def warm(stand: Stand) -> list[Figure]:
             bare_s = await in_thread(bare.clone, template)
             create_s = await _create(stand, boxes)
             up_s, work_s, box = await _timed(boxes, stand.memory_mb)
-            assert box.facts.start == "clone", box.facts.start_note
+            check_start(box, "clone")
             await box.close()
             if n:
                 clones.append(bare_s)
@@ -108,7 +124,7 @@ async def claimed(stand: Stand) -> list[Figure]:
         for _ in range(stand.samples(15)):
             await until_spare(boxes)
             up_s, work_s, box = await _timed(boxes, stand.memory_mb)
-            assert box.facts.start == "spare", box.facts.start
+            check_start(box, "spare")
             began = time.monotonic()
             await box.run(TRUE)
             again.append(time.monotonic() - began)
@@ -123,10 +139,22 @@ async def claimed(stand: Stand) -> list[Figure]:
 
 
 async def until_spare(boxes: Boxes, count: int = 1) -> None:
-    """Wait until the pool has `count` boxes ready."""
-    end = anyio.current_time() + SPARE_S
-    while len(boxes.pool) < count and anyio.current_time() < end:  # noqa: ASYNC110 - nobody is to be told in the product
-        await anyio.sleep(0.05)
+    """Wait until the pool has `count` boxes ready.
+
+    Raises:
+        LimitExceeded: it had not within `SPARE_S` (limit ``time``).
+    """
+    with anyio.move_on_after(SPARE_S):
+        while len(boxes.pool) < count:  # noqa: ASYNC110 - nobody is to be told in the product
+            await anyio.sleep(0.05)
+    if len(boxes.pool) < count:
+        raise LimitExceeded(
+            f"The pool had {len(boxes.pool)} of {count} spare boxes ready after {SPARE_S:g} s; "
+            "free memory, also in /dev/shm, or ask for a smaller box with --memory.",
+            limit="time",
+            value=SPARE_S,
+            unit="s",
+        )
     await anyio.sleep(0.5)  # what making it left to do is not the claimer's
 
 

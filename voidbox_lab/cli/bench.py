@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json as json_
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from voidbox_lab.cli.output import err, out, print_json
+from voidbox_lab.cli.output import EXIT, err, out, print_json
 from voidbox_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from voidbox_lab.bench import Figure
 
 
 def bench(
@@ -27,7 +32,8 @@ def bench(
 ) -> None:
     """Measure starts, commands, files and footprint of boxes; about five minutes under TCG.
 
-    Takes no boxes from the daemon, but leave the machine alone meanwhile. Exit code 0 whatever the figures are.
+    Takes no boxes from the daemon, but leave the machine alone meanwhile. Exit code 0 whatever the figures are;
+    what could not be measured is named at the end, and the first such gives the exit code.
     """
     from voidbox_lab import bench as benches  # costs 0.3 s
 
@@ -45,15 +51,19 @@ def bench(
     data = report.to_dict()
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
-        save.write_text(json_.dumps(data, indent=1) + "\n", encoding="utf-8")
+        save.write_text(json_.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if json:
         print_json(data)
-        return
-    out.print(", ".join(f"{name} {value}" for name, value in report.machine.items()), markup=False)
-    out.print(table(report.figures))
+    else:
+        out.print(", ".join(f"{name} {value}" for name, value in report.machine.items()), markup=False)
+        out.print(table(report.figures))
+    for failure in report.failures:
+        err.print(f"[bold red]{failure.bench} was not measured:[/] {escape(failure.message)}")
+    if report.failures:
+        raise typer.Exit(EXIT[report.failures[0].kind])
 
 
-def table(figures: list) -> Table:  # type: ignore[type-arg]  # of bench.Figure, which is imported late
+def table(figures: Sequence[Figure]) -> Table:
     """A row per figure; times in milliseconds below a second."""
     table = Table(box=None, pad_edge=False)
     for column in ("", "p50", "p95", "p99", "floor", "ratio", "wanted"):
@@ -73,13 +83,15 @@ def table(figures: list) -> Table:  # type: ignore[type-arg]  # of bench.Figure,
     return table
 
 
-def _wanted(figure, unit: str) -> str:  # type: ignore[no-untyped-def]
+def _wanted(figure: Figure, unit: str) -> str:
     if figure.wanted_ratio is not None:
         return f"<= {figure.wanted_ratio:g} x"
     return f"<= {_value(figure.wanted, unit)}" if figure.wanted is not None else ""
 
 
 def _value(value: float, unit: str) -> str:
+    if math.isnan(value):
+        return "-"
     if unit != "s":
         return f"{value:.1f} {unit}"
     return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
