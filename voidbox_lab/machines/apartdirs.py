@@ -10,7 +10,6 @@ dead owner are ended: they may be in the list of a libvirt that died with it. Bl
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from voidbox_lab.errors import UserError
 from voidbox_lab.machines import processes
-from voidbox_lab.machines.boxdirs import OWNER_FILE, is_left_behind, read_mark
+from voidbox_lab.machines.boxdirs import OWNER_FILE, is_left_behind, own_directories, read_mark
 from voidbox_lab.machines.owner import Owner
 from voidbox_lab.settings import Settings
 
@@ -74,15 +73,10 @@ def sweep_homes(user: Settings) -> list[Path]:
 
 
 def _left_behind(parent: Path, prefix: str) -> Iterator[Path]:
-    with suppress(OSError), os.scandir(parent) as entries:
-        for entry in entries:
-            name = entry.name.removeprefix(_PART)
-            if not name.startswith(prefix) or not _TOKEN.fullmatch(name.removeprefix(prefix)):
-                continue
-            with suppress(OSError):  # vanished meanwhile
-                info = entry.stat(follow_symlinks=False)
-                if not entry.is_dir(follow_symlinks=False) or info.st_uid != os.getuid():
-                    continue
-                path = Path(entry.path)
-                if is_left_behind(path, read_mark(path), local=True):
-                    yield path
+    for path in own_directories(parent):
+        name = path.name.removeprefix(_PART)
+        if not name.startswith(prefix) or not _TOKEN.fullmatch(name.removeprefix(prefix)):
+            continue
+        with suppress(OSError):  # vanished meanwhile
+            if is_left_behind(path, read_mark(path), local=True):
+                yield path

@@ -83,22 +83,27 @@ def left_behind(settings: Settings) -> Iterator[tuple[BoxDirs, Path]]:
     """
     places = ((settings.runtime / "b", True), (settings.shm / "b", True), (settings.cache / "boxes", False))
     for parent, local in places:
-        with suppress(FileNotFoundError), os.scandir(parent) as entries:
-            for entry in entries:
-                box = entry.name.removeprefix(_PART)
-                if not BOX_NAME.fullmatch(box):
-                    continue
-                with suppress(OSError):  # vanished meanwhile
-                    info = entry.stat(follow_symlinks=False)
-                    if not entry.is_dir(follow_symlinks=False) or info.st_uid != os.getuid():
-                        continue
-                    path = Path(entry.path)
-                    owner = read_mark(path)
-                    if owner is not None and owner.box != box:
-                        owner = None  # another box's mark
-                    if is_left_behind(path, owner, local=local):
-                        home = settings if owner is None else replace(settings, runtime=Path(owner.home))
-                        yield BoxDirs.of(home, box), path
+        for path in own_directories(parent):
+            box = path.name.removeprefix(_PART)
+            if not BOX_NAME.fullmatch(box):
+                continue
+            with suppress(OSError):  # vanished meanwhile
+                owner = read_mark(path)
+                if owner is not None and owner.box != box:
+                    owner = None  # another box's mark
+                if is_left_behind(path, owner, local=local):
+                    home = settings if owner is None else replace(settings, runtime=Path(owner.home))
+                    yield BoxDirs.of(home, box), path
+
+
+def own_directories(parent: Path) -> Iterator[Path]:
+    """The directories in `parent` that are this user's and no links; none where `parent` is missing. Blocking."""
+    with suppress(FileNotFoundError), os.scandir(parent) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # vanished meanwhile
+                info = entry.stat(follow_symlinks=False)
+                if entry.is_dir(follow_symlinks=False) and info.st_uid == os.getuid():
+                    yield Path(entry.path)
 
 
 def read_mark(path: Path) -> Owner | None:
