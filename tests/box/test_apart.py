@@ -27,6 +27,13 @@ from voidbox_lab.settings import Settings
 PROGRAM = Path(__file__).with_name("apart_process.py")
 
 
+def _dispositions(background: bool) -> None:
+    """As a shell starts a command, whatever these tests were started by (nohup, say)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @dataclass
 class Working:
     """A process in its home apart, and what passes for a QEMU there."""
@@ -56,7 +63,7 @@ class User:
             env=self.environ,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN if background else signal.SIG_DFL),
+            preexec_fn=partial(_dispositions, background),
         )
         assert process.stdout is not None
         said = json.loads(process.stdout.readline() or "{}")

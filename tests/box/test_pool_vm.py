@@ -50,3 +50,25 @@ async def test_fifty_stages_with_memory_for_ten(boxes: Boxes) -> None:
         assert (made.running, admission.boxes, admission.used_mb) == (0, 0, 0)
     assert {path for place in places for path in place.glob("*")} == before
     assert [box for box in served if qemus(box)] == []
+
+
+SEEN = """ls -A /tmp /workspace /home/agent; cut -d' ' -f2 /proc/mounts
+ls /sys/fs/cgroup/execs | grep -c ^x"""
+"""Files, mounts, and how many commands have a cgroup: this one."""
+
+
+async def test_a_spare_has_no_past(boxes: Boxes) -> None:
+    """What it rehearsed left nothing that a command could find; a program it lacks is passed over."""
+    settings = replace(Settings.from_env(), spares=1).prepare()
+    async with Boxes(settings, boxes.hypervisor) as made:
+        seen = []
+        for start in ("clone", "spare"):
+            with anyio.fail_after(60):
+                while start == "spare" and not len(made.pool):
+                    await anyio.sleep(0.05)
+            async with await made.open(memory_mb=SIZE_MB) as box:
+                assert box.facts.start == start
+                done = await box.run(["sh", "-c", SEEN], cwd="/")
+                seen.append(done.stdout.decode())
+        assert seen[0].endswith("\n1\n"), seen[0]
+        assert seen[0] == seen[1]

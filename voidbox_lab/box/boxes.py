@@ -258,7 +258,7 @@ class Boxes:
     async def _spare(self, recipe: Recipe) -> Birth:
         birth = await self._clone(recipe, await self._resident(recipe), time.monotonic() + BOOT_S)
         try:
-            await rehearse(birth.connection)
+            await rehearse(birth.connection, await run_sync(images.rehearsals, recipe.image))
         except BaseException:
             await birth.undo()
             raise

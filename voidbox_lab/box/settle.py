@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import anyio
 
 from voidbox_lab.box.birth import Birth
 from voidbox_lab.box.box import Box
 from voidbox_lab.box.connection import REQUEST_S, Connection
 from voidbox_lab.box.process import Process, started
+from voidbox_lab.errors import UserError
 from voidbox_lab.spec import Policy
 from voidbox_lab.wire import protocol as p
+
+REHEARSAL = "/tmp/rehearsal"  # noqa: S108 - in the guest, before anything of the user's is there
+REHEARSAL_S = 60.0
+"""Seconds that each rehearsed command gets."""
 
 
 async def settle(birth: Birth, box: Box, policy: Policy, gateway_socket: Path | None) -> None:
@@ -41,17 +49,33 @@ async def settle(birth: Birth, box: Box, policy: Policy, gateway_socket: Path | 
     box.phases = dict(birth.phases)
 
 
-async def rehearse(connection: Connection) -> None:
-    """Have the guest run a command and take a policy once: each path of its code is dear the first time, since an
-    emulator translates it, and the processor's caches are cold in any case. It leaves nothing behind in the guest.
+async def rehearse(connection: Connection, commands: Sequence[Sequence[str]] = ()) -> None:
+    """Have the guest take a policy and run `commands` once: each path of its code is dear the first time, since an
+    emulator translates it, and what a program reads is in the guest's memory afterwards.
+
+    How they end does not matter. They run as the agent, in a home of their own that is removed: nothing is left.
 
     Raises:
         VoidboxError: the guest could not do it.
     """
     await connection.request(p.OP_IDENTITY, time_ns=time.time_ns())
     await connection.request(p.OP_POLICY, commands=None, rlimits=Policy().rlimits.model_dump())
-    argv = ["/bin/true"]
-    call = connection.open(p.OP_EXEC, argv=argv, env={}, cwd="/", user="agent", stdin=False, timeout_s=REQUEST_S)
-    pid = await started(call, REQUEST_S)
-    async with Process(call, tuple(argv), pid, False) as process:
-        await process.wait()
+    await connection.request(p.OP_MKDIR, path=REHEARSAL, user="agent", mode=0o700, parents=False)
+    for argv in (("/bin/true",), *commands):
+        call = connection.open(
+            p.OP_EXEC,
+            argv=list(argv),
+            env={"HOME": REHEARSAL},
+            cwd=REHEARSAL,
+            user="agent",
+            stdin=False,
+            timeout_s=REHEARSAL_S,
+        )
+        try:
+            pid = await started(call, REHEARSAL_S)
+        except UserError:  # an image of somebody's own may lack it
+            continue
+        async with Process(call, tuple(argv), pid, False) as process:
+            with anyio.move_on_after(REHEARSAL_S + REQUEST_S):
+                await process.wait()
+    await connection.request(p.OP_REMOVE, path=REHEARSAL, user="root", recursive=True)

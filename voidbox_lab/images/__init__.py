@@ -5,7 +5,7 @@ Not for running them: that is `voidbox_lab.machines`.
 
 from __future__ import annotations
 
-from voidbox_lab.images.agents import add_agent, known_agents
+from voidbox_lab.images.agents import add_agent, known_agents, rehearsals
 from voidbox_lab.images.build import build, list_images, prune, read_manifest, resolve, verify
 from voidbox_lab.images.model import TCG_CPU, Image, Layer, Progress, Report
 
@@ -21,6 +21,7 @@ __all__ = [
     "list_images",
     "prune",
     "read_manifest",
+    "rehearsals",
     "resolve",
     "verify",
 ]

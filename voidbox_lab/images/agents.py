@@ -48,6 +48,15 @@ class AgentPackage(pydantic.BaseModel):
     """Subresource integrity of `version`'s tarball, as npm has it."""
     licence: str
     files: dict[str, _PathInBox]
+    rehearse: tuple[str, ...] = ()
+    """A command that starts the CLI and ends at once, for boxes that have time before anybody wants them."""
+
+
+def rehearsals(image: Image) -> list[tuple[str, ...]]:
+    """The commands that start the agents of `image` once and change nothing, lab-agent's first. Blocking."""
+    known = known_agents()
+    packages = [_package(layer.name) for layer in image.layers if layer.name in known]
+    return [("lab-agent", "--version"), *(package.rehearse for package in packages if package.rehearse)]
 
 
 def add_agent(
