@@ -12,7 +12,7 @@ from voidbox_lab.box.birth import Birth
 from voidbox_lab.box.pool import Pool
 from voidbox_lab.errors import BoxLost, ProviderError
 from voidbox_lab.machines import Recipe
-from voidbox_lab.machines.hypervisor import QEMU_OVERHEAD_MB
+from voidbox_lab.machines.hostmemory import QEMU_OVERHEAD_MB
 
 SIZE_MB = 128
 COST_MB = SIZE_MB + QEMU_OVERHEAD_MB

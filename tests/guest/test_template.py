@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from voidbox_lab.box import birth
-from voidbox_lab.box.birth import TEMPLATE_BOOT_DATA, Birth
+from voidbox_lab.box.birth import Birth
+from voidbox_lab.box.boot_data import TEMPLATE_BOOT_DATA
 from voidbox_lab.resources import data_dir
 from voidbox_lab.settings import Settings
 from voidbox_lab.wire import protocol as p

@@ -17,7 +17,7 @@ from typing import Any
 
 import voidbox_lab
 from voidbox_lab.bench.leash import leashed
-from voidbox_lab.box.birth import TEMPLATE_BOOT_DATA
+from voidbox_lab.box.boot_data import TEMPLATE_BOOT_DATA, boot_data
 from voidbox_lab.errors import ProviderError
 from voidbox_lab.images.model import TCG_CPU
 from voidbox_lab.machines import Recipe
@@ -27,9 +27,6 @@ from voidbox_lab.wire import protocol as p
 
 BOUND_S = 180.0
 PORT = 1024
-_DEVICE = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from voidbox_lab.vsock.device import main; sys.exit(main())"
-)
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def cold(recipe: Recipe, emulator: Path, work: Path) -> float:
         ProviderError: the guest did not come up, or the disk is full; as all of this module.
     """
     _copy(recipe.image.scratch, work / "scratch")
-    boot = _boot_file(work, _identity())
+    boot = _boot_file(work)
     began = time.monotonic()
     with _qemu(recipe, emulator, work, boot, []) as qemu:
         _await_line(qemu, work, p.READY_LINE)
@@ -97,7 +94,7 @@ def clone(template: BareTemplate) -> float:
         _copy(work / "kept", work / "ram")
         _copy(work / "kept-scratch", work / "scratch")
         extra = [*_memory(recipe, work / "ram"), "-chardev", f"socket,id=vs,path={work}/vu", "-incoming", "defer"]
-        boot = _boot_file(work, _identity())
+        boot = _boot_file(work)
         with _qemu(recipe, template.emulator, work, boot, extra), _Monitor(work) as monitor:
             monitor.ignore_shared()
             monitor("migrate-incoming", uri=f"exec:cat {work}/state")
@@ -113,21 +110,8 @@ def clone(template: BareTemplate) -> float:
                 return time.monotonic() - began
 
 
-def _identity() -> bytes:
-    data = {
-        "version": 1,
-        "secret": secrets.token_hex(32),
-        "hostname": "bench",
-        "machine_id": secrets.token_hex(16),
-        "control_port": PORT,
-        "entropy": secrets.token_hex(64),
-        "time_ns": time.time_ns(),
-    }
-    return json.dumps(data).encode().ljust(p.BOOT_DATA_SIZE)
-
-
-def _boot_file(work: Path, data: bytes) -> Path:
-    (work / "boot").write_bytes(data)
+def _boot_file(work: Path) -> Path:
+    (work / "boot").write_bytes(boot_data("bench", PORT, secrets.token_bytes(32)))
     return work / "boot"
 
 

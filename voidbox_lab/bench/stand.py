@@ -14,7 +14,7 @@ from typing import Any, Literal
 from voidbox_lab import images
 from voidbox_lab.box import Boxes
 from voidbox_lab.box.apart import apart
-from voidbox_lab.machines import Hypervisor
+from voidbox_lab.machines import Hypervisor, total_memory_mb
 from voidbox_lab.settings import Settings
 
 
@@ -46,12 +46,10 @@ class Stand:
 
     def machine(self) -> dict[str, Any]:
         """What the figures are from."""
-        with Path("/proc/meminfo").open(encoding="ascii") as file:
-            memory_mb = int(file.readline().split()[1]) // 1024
         return {
             "platform": platform.platform(),
             "cpus": len(os.sched_getaffinity(0)),
-            "memory_mb": memory_mb,
+            "memory_mb": total_memory_mb(),
             "python": platform.python_version(),
             "qemu": self.hypervisor.qemu_version,
             "libvirt": self.hypervisor.libvirt_version,

@@ -13,7 +13,7 @@ from voidbox_lab.bench.leash import in_thread
 from voidbox_lab.bench.samples import Figure, Series
 from voidbox_lab.bench.stand import Stand
 from voidbox_lab.box import Box, Boxes
-from voidbox_lab.box.birth import TEMPLATE_BOOT_DATA
+from voidbox_lab.box.boot_data import TEMPLATE_BOOT_DATA
 from voidbox_lab.errors import CommandFailed, LimitExceeded, ProviderError
 from voidbox_lab.machines import MemoryFile, Owner, claim
 from voidbox_lab.machines.sparse import copy_sparse

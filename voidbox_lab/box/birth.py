@@ -6,7 +6,6 @@ undo (this process was killed) the next `machines.Hypervisor.sweep` finds by its
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -21,6 +20,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.to_thread import run_sync
 
+from voidbox_lab.box.boot_data import boot_data
 from voidbox_lab.box.connection import Connection, shake_hands
 from voidbox_lab.box.life import Life
 from voidbox_lab.box.trouble import first_error, last_lines
@@ -38,7 +38,6 @@ from voidbox_lab.vsock import (
     open_kernel,
     start_user,
 )
-from voidbox_lab.wire import protocol as p
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +47,6 @@ WAKE_S = 60.0
 """Seconds from a clone's first instruction to its call; 0.2 on a quiet host."""
 FIRST_CID, CIDS = 3, 0xFFFFFFFF - 3
 """Guests' addresses (vsock(7)); boxes with a user-space device get one at random, so that logs tell them apart."""
-
-TEMPLATE_BOOT_DATA = (
-    json.dumps({"version": 1, "template": True, "secret": "0" * 64}).encode().ljust(p.BOOT_DATA_SIZE)
-)
-"""What makes a guest a template: zeros for a secret, and no identity."""
-
 
 NOT_THE_CLONES = {"host-memory", "libvirt-lost", "timeout"}
 """Causes for which a cold boot would fail as well."""
@@ -155,14 +148,14 @@ class Birth:
             await self._copied(check_room, self._settings.shm, size + promised())
             self._ram_size = size
             await self._copied(self._make_memory, memory.path)
-        await self._copied(_copy_resident, resident, "scratch", self._dirs.cache / "scratch.img")
+        await self._copied(_from_resident, copy_sparse, resident, "scratch", self._dirs.cache / "scratch.img")
         self.mark("prepare")
         spec = self.recipe.spec(self._dirs, self._owner, vsock=vsock, memory=memory, incoming=True)
         try:
             async with anyio.create_task_group() as tasks:
                 if copied:
                     # QEMU looks at memory only once it was told to go on.
-                    tasks.start_soon(self._copied, _fill, resident, memory.path)
+                    tasks.start_soon(self._copied, _from_resident, fill_sparse, resident, "memory", memory.path)
                 tasks.start_soon(self.transport.ready)
                 await self._start(lambda: self._hypervisor.start(spec, _left(deadline)))
         except BaseExceptionGroup as group:
@@ -261,17 +254,8 @@ class Birth:
         self.transport = await _transport(self._settings, self._dirs.runtime)
         self._undo("its vsock", self.transport.aclose)
         self._listener = self.transport.listen()
-        data = {
-            "version": 1,
-            "secret": self._secret.hex(),
-            "hostname": self.id,
-            "machine_id": secrets.token_hex(16),
-            "control_port": self._listener.port,
-            "entropy": secrets.token_hex(64),
-            "time_ns": time.time_ns(),
-        }
-        text = json.dumps(data).encode().ljust(p.BOOT_DATA_SIZE)
-        await run_sync(_write_private, self._dirs.runtime / "boot.json", text)
+        data = boot_data(self.id, self._listener.port, self._secret)
+        await run_sync(_write_private, self._dirs.runtime / "boot.json", data)
 
     async def _start(self, start: Callable[[], Any]) -> None:
         self.machine = await start()
@@ -338,20 +322,11 @@ async def _transport(settings: Settings, box_dir: Path) -> Transport:
     return transport
 
 
-def _copy_resident(resident: Resident, name: str, target: Path) -> None:
+def _from_resident(copy: Callable[[int, Path], None], resident: Resident, name: str, target: Path) -> None:
     """Blocking."""
     source = resident.open(name)
     try:
-        copy_sparse(source, target)
-    finally:
-        os.close(source)
-
-
-def _fill(resident: Resident, target: Path) -> None:
-    """Blocking."""
-    source = resident.open("memory")
-    try:
-        fill_sparse(source, target)
+        copy(source, target)
     finally:
         os.close(source)
 

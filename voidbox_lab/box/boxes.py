@@ -15,14 +15,15 @@ from anyio.abc import TaskGroup
 from anyio.to_thread import run_sync
 
 from voidbox_lab import images
-from voidbox_lab.box.birth import TEMPLATE_BOOT_DATA, Birth, BrokenTemplate, NotRestored
+from voidbox_lab.box.birth import Birth, BrokenTemplate, NotRestored
+from voidbox_lab.box.boot_data import TEMPLATE_BOOT_DATA
 from voidbox_lab.box.box import Box
 from voidbox_lab.box.pool import Pool
 from voidbox_lab.box.settle import rehearse, settle
 from voidbox_lab.box.trouble import libvirt_lost
 from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError
 from voidbox_lab.machines import Hypervisor, Recipe, Resident, Templates, Verdict, probe_accelerator
-from voidbox_lab.machines.hypervisor import QEMU_OVERHEAD_MB
+from voidbox_lab.machines.hostmemory import QEMU_OVERHEAD_MB
 from voidbox_lab.machines.templates.resident import NoRoom, check_room
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import BoxFacts, Policy

@@ -17,7 +17,7 @@ import anyio
 from voidbox_lab.box.birth import Birth
 from voidbox_lab.errors import VoidboxError
 from voidbox_lab.machines import Recipe
-from voidbox_lab.machines.hypervisor import QEMU_OVERHEAD_MB, available_memory_mb
+from voidbox_lab.machines.hostmemory import QEMU_OVERHEAD_MB, available_memory_mb, total_memory_mb
 from voidbox_lab.wire import protocol as p
 
 log = logging.getLogger(__name__)
@@ -225,7 +225,5 @@ class Pool:
 
 def host_memory_mb() -> tuple[int, int]:
     """What a new process may take of this host's memory, and all of it, in MiB."""
-    with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 - read often
-        total = int(file.readline().split()[1]) // 1024
-    free = available_memory_mb()
+    total, free = total_memory_mb(), available_memory_mb()
     return (total if free is None else free), total

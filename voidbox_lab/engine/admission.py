@@ -19,6 +19,7 @@ from typing import Literal
 import anyio
 
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError, VoidboxError
+from voidbox_lab.machines import total_memory_mb
 
 BOX_OVERHEAD_MB = 96
 """What QEMU and the vsock device take on the host besides the guest's memory."""
@@ -49,7 +50,7 @@ class Capacity:
     @classmethod
     def of_host(cls) -> Capacity:
         """From /proc/meminfo and the cgroup's limit, whichever is less; two vCPUs for every processor."""
-        total = _meminfo_mb("MemTotal:")
+        total = total_memory_mb()
         limit = _cgroup_limit_mb()
         usable = min(total, limit) if limit else total
         return cls(memory_mb=int(usable * SHARE), vcpus=2 * max(2, len(os.sched_getaffinity(0))))
@@ -251,14 +252,6 @@ class Admission:
             unit="s",
             cause="no-room",
         )
-
-
-def _meminfo_mb(field: str) -> int:
-    """A field of proc(5) meminfo, in MiB."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) // 1024
-    raise ValueError(f"/proc/meminfo has no {field}")
 
 
 def _cgroup_limit_mb() -> int | None:

@@ -1,7 +1,8 @@
 """Machines: libvirt domains started, watched, ended and swept. What runs inside them is `voidbox_lab.box`."""
 
 from voidbox_lab.machines.boxdirs import BoxDirs, claim
-from voidbox_lab.machines.hypervisor import Hypervisor, Owned, available_memory_mb
+from voidbox_lab.machines.hostmemory import available_memory_mb, total_memory_mb
+from voidbox_lab.machines.hypervisor import Hypervisor, Owned
 from voidbox_lab.machines.machine import Machine
 from voidbox_lab.machines.owner import Owner
 from voidbox_lab.machines.probe import Verdict, probe_accelerator
@@ -32,4 +33,5 @@ __all__ = [
     "available_memory_mb",
     "claim",
     "probe_accelerator",
+    "total_memory_mb",
 ]

@@ -16,13 +16,11 @@ from voidbox_lab.machines.calls import call, detach, libvirt
 from voidbox_lab.machines.capabilities import renounce_for_children
 from voidbox_lab.machines.connection import Connection, connect
 from voidbox_lab.machines.domain import render
+from voidbox_lab.machines.hostmemory import QEMU_OVERHEAD_MB, available_memory_mb
 from voidbox_lab.machines.machine import CALL_TIMEOUT_S, Machine
 from voidbox_lab.machines.owner import Owner
 from voidbox_lab.machines.spec import MachineSpec
 from voidbox_lab.settings import Settings
-
-QEMU_OVERHEAD_MB = 64
-"""Host memory a QEMU takes besides the guest's own, at least."""
 
 
 @dataclass(frozen=True)
@@ -265,23 +263,3 @@ def _check_host(spec: MachineSpec) -> None:
             "ask for a smaller box, or close other boxes.",
             cause="host-memory",
         )
-
-
-def available_memory_mb(root: Path = Path("/")) -> int | None:
-    """Memory a new process may take, in MiB: the host's, or less where a cgroup (v2) limits this process.
-
-    `root` is for tests. None when ``/proc/meminfo`` cannot be read.
-    """
-    try:
-        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) // 1024
-    except (OSError, StopIteration, ValueError):
-        return None
-    with suppress(OSError, ValueError, StopIteration):
-        cgroups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-        path = next(line.removeprefix("0::/") for line in cgroups if line.startswith("0::/"))
-        group = root / "sys/fs/cgroup" / path
-        limit = int((group / "memory.max").read_text(encoding="ascii"))  # "max" means none: ValueError
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        free = min(free, max(0, limit - used) >> 20)
-    return free
