@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -67,14 +68,20 @@ def _option(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
+def source_digest() -> str:
+    """SHA-256, in hexadecimal, of the template that `render` uses in this process."""
+    return sha256(_source().encode()).hexdigest()
+
+
+@cache
+def _source() -> str:
+    # Once: what is rendered and what a saved machine is known by must be the same, whatever becomes of the file.
+    return (data_dir("libvirt-templates") / "box.xml.j2").read_text(encoding="utf-8")
+
+
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(data_dir("libvirt-templates")),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-    )
-    return environment.get_template("box.xml.j2")
+    return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True).from_string(_source())
 
 
 def vsock_cid(xml: str) -> int | None:

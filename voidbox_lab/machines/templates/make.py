@@ -17,13 +17,13 @@ from anyio.to_thread import run_sync
 from voidbox_lab.errors import LimitExceeded, ProviderError
 from voidbox_lab.images.model import TCG_CPU, Image
 from voidbox_lab.machines.boxdirs import BoxDirs, claim
+from voidbox_lab.machines.domain import source_digest
 from voidbox_lab.machines.hypervisor import Hypervisor
 from voidbox_lab.machines.owner import Owner
 from voidbox_lab.machines.sparse import copy_sparse
 from voidbox_lab.machines.spec import Accelerator, Disk, MachineSpec, MemoryFile
 from voidbox_lab.machines.templates import resident
 from voidbox_lab.machines.templates.store import Key, Template, TemplateStore
-from voidbox_lab.resources import data_dir
 from voidbox_lab.settings import Settings
 from voidbox_lab.vsock.transport import VsockDevice
 
@@ -63,7 +63,7 @@ class Recipe:
             emulator=f"{hypervisor.emulator}:{emulator.st_size}:{emulator.st_mtime_ns}",
             qemu=hypervisor.qemu_version,
             libvirt=hypervisor.libvirt_version,
-            recipe=sha256((data_dir("libvirt-templates") / "box.xml.j2").read_bytes()).hexdigest(),
+            recipe=source_digest(),
             processor=_host_processor() if self.accelerator == "kvm" else TCG_CPU,
         )
 

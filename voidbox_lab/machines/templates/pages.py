@@ -115,7 +115,8 @@ def _used(view: memoryview, fd: int) -> Iterator[tuple[int, int]]:
         for start in range(max(stop, first - first % PAGE), end, PAGE):
             stop = min(start + PAGE, len(view))
             with view[start:stop] as page:
-                if page != zero[: stop - start]:
+                # As bytes: comparing those is one memcmp(3), comparing views goes item by item.
+                if bytes(page) != zero[: stop - start]:
                     yield start, stop
 
 

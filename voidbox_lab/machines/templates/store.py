@@ -183,7 +183,7 @@ class TemplateStore:
                 removed.append(template)
                 self.discard(template.digest)
         for path in self._directories():
-            if not path.name.startswith(PART) and self.find(path.name) is None:
+            if self.find(path.name) is None:
                 self.discard(path.name)
         for path in self._parts():
             with contextlib.suppress(OSError):
