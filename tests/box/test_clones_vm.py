@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from tests.machines.guests import qemus
-from voidbox_lab.box import Box, Boxes, birth
+from voidbox_lab.box import Box, Boxes, birth, boot_data
 from voidbox_lab.box.birth import Birth
 from voidbox_lab.machines import Recipe, Template, TemplateStore
 from voidbox_lab.machines.sparse import data_runs
@@ -85,11 +85,9 @@ async def fork(boxes: Boxes, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
     with pytest.MonkeyPatch.context() as patch:
         for name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "VOIDBOX_TEST_SENTINEL"):
             patch.setenv(name, SENTINEL)
-        patch.setattr(
-            birth,
-            "secrets",
-            SimpleNamespace(token_bytes=token_bytes, token_hex=token_hex, randbelow=secrets.randbelow),
-        )
+        drawn = SimpleNamespace(token_bytes=token_bytes, token_hex=token_hex, randbelow=secrets.randbelow)
+        for module in (birth, boot_data):
+            patch.setattr(module, "secrets", drawn)
         settings = replace(Settings.from_env(), spares=0).prepare()
         async with Boxes(settings, boxes.hypervisor) as made, AsyncExitStack() as stack:
             made.templates.store = TemplateStore(tmp_path_factory.mktemp("templates"))
