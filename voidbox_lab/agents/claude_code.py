@@ -23,6 +23,7 @@ class ClaudeCode:
         """Headless, with partial messages; permissions are the box's business, so it does not ask for any."""
         argv = ["claude", "-p", "--output-format", "stream-json", "--verbose", "--include-partial-messages"]
         argv.append("--dangerously-skip-permissions")
+        assert stage.model is not None, "an agent has a model"
         if stage.model.provider == "anthropic":
             # Another provider's names mean nothing to it; it asks for its default, and the gateway puts the
             # stage's model in its place.

@@ -17,6 +17,7 @@ class LabAgent:
 
     def prepare(self, stage: VoidBoxSpec, skills: Sequence[Skill], base_url: str, token: str) -> Launch:
         """The prompt goes through standard input: an argument holds 128 KiB at most (execve(2))."""
+        assert stage.model is not None, "an agent has a model"
         return Launch(
             argv=("lab-agent", "-p", "-", "--output-format", "stream-json", "--model", stage.model.name),
             env={"HOME": HOME, "ANTHROPIC_BASE_URL": base_url, "ANTHROPIC_API_KEY": token},

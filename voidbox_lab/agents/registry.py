@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from voidbox_lab.agents.claude_code import ClaudeCode
+from voidbox_lab.agents.command import Command
 from voidbox_lab.agents.contract import Adapter
 from voidbox_lab.agents.lab_agent import LabAgent
 from voidbox_lab.errors import UserError
 
 _ADAPTERS: dict[str, Adapter] = {a.name: a for a in (LabAgent(), ClaudeCode())}
+_COMMAND = Command()
 
 
 def names() -> list[str]:
@@ -16,11 +18,13 @@ def names() -> list[str]:
 
 
 def adapter(name: str) -> Adapter:
-    """The adapter of the agent `name`.
+    """The adapter of the agent `name`, or of plain commands.
 
     Raises:
         UserError: there is none.
     """
+    if name == _COMMAND.name:
+        return _COMMAND
     if name not in _ADAPTERS:
         raise UserError(f"There is no agent {name!r}; use one of {', '.join(_ADAPTERS)}.", cause="unknown-agent")
     return _ADAPTERS[name]

@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter
 
 from voidbox_lab.spec.base import Frozen
 from voidbox_lab.spec.model import ModelSource
-from voidbox_lab.spec.run import BoxFacts, RunState, StageState, Tokens, Trouble
+from voidbox_lab.spec.run import BoxFacts, CachedFrom, InputFile, RunState, StageState, Tokens, Trouble
 
 MAX_TEXT = 64 * 1024
 """Longest text in one event, in characters; longer ones are split or cut by the producer, visibly."""
@@ -28,12 +28,27 @@ class RunChanged(Frozen):
 
 
 class StageChanged(Frozen):
-    """A stage entered a state; `trouble` on failure, `output` on success."""
+    """A stage entered a state; `trouble` on failure or before another attempt, `output` on success."""
 
     type: Literal["stage"] = "stage"
     state: StageState
     trouble: Trouble | None = None
     output: str | None = None
+    output_file: InputFile | None = None
+    """The whole output, where `output` is only its beginning."""
+    attempt: int | None = None
+    """The number of the attempt that begins, from 1 on."""
+    cached: CachedFrom | None = None
+
+
+class Queued(Frozen):
+    """A stage waits for room; sent when the wait begins and as it gets on."""
+
+    type: Literal["queued"] = "queued"
+    ahead: int = Field(ge=0)
+    """Boxes in front of it."""
+    message: str = Field(max_length=1000)
+    """What it needs and what is free."""
 
 
 class BoxBooted(Frozen):
@@ -137,6 +152,7 @@ class Notice(Frozen):
 Body = Annotated[
     RunChanged
     | StageChanged
+    | Queued
     | BoxBooted
     | AgentText
     | ToolCall

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from voidbox_lab.errors import TroubleKind
+from voidbox_lab.errors import CommandFailed, TroubleKind
 from voidbox_lab.spec.base import Frozen, Name, Spec
+from voidbox_lab.spec.budget import Budget
+from voidbox_lab.spec.merge import Merge, merged
 from voidbox_lab.spec.model import ModelSource
 from voidbox_lab.spec.voidbox import VoidBoxSpec
 
@@ -18,17 +20,24 @@ StageState = Literal[
     "provisioning",
     "running",
     "collecting",
+    "retrying",
     "succeeded",
     "failed",
     "cancelled",
     "skipped",
 ]
-RunState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+RunState = Literal["queued", "running", "paused", "interrupted", "succeeded", "failed", "cancelled"]
+"""``paused``: nothing new starts until it is resumed. ``interrupted``: its daemon died; it can be resumed."""
 Isolation = Literal["kvm", "tcg"]
 VsockKind = Literal["kernel", "user"]
 BoxStart = Literal["cold", "clone", "spare"]
 
+MAX_OUTPUT = 128 * 1024
+"""Longest output kept in a record, in characters; longer ones are artifacts."""
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "skipped"})
+AT_REST: frozenset[str] = TERMINAL | {"interrupted"}
+"""States of a run in which nothing of it happens any more unless somebody resumes it."""
+MAX_STAGES = 4096
 
 
 class InputFile(Frozen):
@@ -39,23 +48,56 @@ class InputFile(Frozen):
 
 
 class Stage(Spec):
-    """A place in a run: a box and the stages whose output it needs."""
+    """A place in a run: a box, the stages whose output it needs, and how those become its input."""
 
     box: VoidBoxSpec
     needs: tuple[Name, ...] = ()
+    merge: Merge | None = None
+    """How the outputs of `needs` are merged; None: as a JSON array in the order of `needs`."""
+    stdin_from: Name | None = None
+    """The stage in `needs` whose output is the command's standard input."""
+    inputs: dict[str, InputFile] = Field(default_factory=dict, max_length=64)
+    """Files of this stage alone, besides the run's."""
+    pool: Name | None = None
+    """The pool in `RunSpec.pools` whose slots it takes one of while it is at work."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Stage:
+        name = self.box.name
+        if self.merge is not None and sorted(self.merge.leaves) != sorted(self.needs):
+            raise ValueError(f"stage {name!r} merges other stages than it needs; name the same ones in both")
+        if self.stdin_from is not None and self.stdin_from not in self.needs:
+            raise ValueError(f"stage {name!r} takes its input from {self.stdin_from!r}, which it does not need")
+        if self.stdin_from is not None and self.box.command is None:
+            raise ValueError(f"stage {name!r} is an agent; only a command has a standard input to be given")
+        _check_files(self.inputs)
+        return self
+
+    @property
+    def merging(self) -> Merge | None:
+        """How its inputs are merged; None where it needs fewer than two stages and nothing was said."""
+        return self.merge or (Merge(of=self.needs) if len(self.needs) > 1 else None)
 
 
 class RunSpec(Spec):
     """Everything a run is. Hashed, stored and replayed as it stands."""
 
     version: Literal[1] = 1
-    stages: tuple[Stage, ...] = Field(min_length=1, max_length=256)
+    name: Name | None = None
+    """What people call it."""
+    stages: tuple[Stage, ...] = Field(min_length=1, max_length=MAX_STAGES)
     inputs: dict[str, InputFile] = Field(default_factory=dict, max_length=1024)
     """File name (no directory) to file; every stage without needs sees all of them."""
+    budget: Budget = Budget()
+    """Of all stages together."""
+    pools: dict[Name, Annotated[int, Field(ge=1, le=1024)]] = Field(default_factory=dict, max_length=64)
+    """Most stages of a pool that are at work at once."""
+    result: Name | Merge | None = None
+    """What the run answers; None: the output of the last stage, in declared order, that has one."""
 
     @model_validator(mode="after")
     def _closed(self) -> RunSpec:
-        names = [s.box.name for s in self.stages]
+        names = {s.box.name for s in self.stages}
         seen: set[str] = set()
         for stage in self.stages:
             if stage.box.name in seen:
@@ -65,11 +107,21 @@ class RunSpec(Spec):
                 if need not in seen:
                     known = "declared later" if need in names else "not in this run"
                     raise ValueError(f"stage {stage.box.name!r} needs {need!r}, which is {known}")
+            if stage.pool is not None and stage.pool not in self.pools:
+                raise ValueError(f"stage {stage.box.name!r} is in pool {stage.pool!r}, which is not in this run")
             seen.add(stage.box.name)
-        for name in self.inputs:
-            if "/" in name or "\0" in name or name in {"", ".", ".."} or len(name.encode()) > 255:
-                raise ValueError(f"input {name!r} is not a plain file name")
+        wanted = (self.result,) if isinstance(self.result, str) else self.result.leaves if self.result else ()
+        for name in wanted:
+            if name not in names:
+                raise ValueError(f"the run's result names {name!r}, which is not in this run")
+        _check_files(self.inputs)
         return self
+
+
+def _check_files(files: Mapping[str, InputFile]) -> None:
+    for name in files:
+        if "/" in name or "\0" in name or name in {"", ".", ".."} or len(name.encode()) > 255:
+            raise ValueError(f"input {name!r} is not a plain file name")
 
 
 class Tokens(Frozen):
@@ -127,13 +179,37 @@ class BoxFacts(Frozen):
     """Why it is not a clone, where one was tried."""
 
 
+class CachedFrom(Frozen):
+    """The stage whose result was taken instead of running again."""
+
+    run: str
+    stage: Name
+
+
+class QueuePlace(Frozen):
+    """How long a stage's wait for room may still be."""
+
+    ahead: int = Field(ge=0)
+    """Boxes in front of it."""
+    message: str
+    """What it needs and what is free, in words."""
+
+
 class StageRecord(Frozen):
     """A stage's state now, and its result once it has one."""
 
     name: Name
     state: StageState = "queued"
     output: str | None = None
-    """The agent's final answer."""
+    """The agent's final answer; its beginning if it is longer than `MAX_OUTPUT` characters."""
+    output_file: InputFile | None = None
+    """The whole answer as an artifact, where `output` is only its beginning."""
+    attempts: int = 0
+    """How often it was begun."""
+    cached: CachedFrom | None = None
+    """Set if the result is an earlier one and nothing ran."""
+    queue: QueuePlace | None = None
+    """Set while it waits for room."""
     box: BoxFacts | None = None
     model: str | None = None
     model_source: ModelSource | None = None
@@ -176,10 +252,25 @@ class RunRecord(Frozen):
         return None if any(c is None for c in costs) else sum((c or 0.0 for c in costs), 0.0)
 
     @property
+    def outputs(self) -> dict[str, str]:
+        """Stage to output, for those that have one."""
+        return {name: s.output for name, s in self.stages.items() if s.output is not None}
+
+    @property
     def result(self) -> str | None:
-        """The output of the last stage that succeeded, in declared order."""
-        outputs = [self.stages[s.box.name].output for s in self.spec.stages if s.box.name in self.stages]
-        return next((o for o in reversed(outputs) if o is not None), None)
+        """What the run answers, as `RunSpec.result` says; None while, or if, there is nothing."""
+        outputs, wanted = self.outputs, self.spec.result
+        if isinstance(wanted, str):
+            return outputs.get(wanted)
+        if wanted is None:
+            names = (s.box.name for s in reversed(self.spec.stages))
+            return next((outputs[name] for name in names if name in outputs), None)
+        if not any(name in outputs for name in wanted.leaves):
+            return None
+        try:
+            return merged(wanted, outputs)
+        except CommandFailed:
+            return None  # the outputs do not fit the reducer; each is still there by itself
 
 
 assert set(get_args(StageState)) >= TERMINAL

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from voidbox_lab.spec import TERMINAL, RunRecord, RunSpec, StageRecord
-from voidbox_lab.spec.events import BoxBooted, Event, ModelCall, RunChanged, StageChanged, ToolCall
+from voidbox_lab.spec import TERMINAL, QueuePlace, RunRecord, RunSpec, StageRecord
+from voidbox_lab.spec.events import BoxBooted, Event, ModelCall, Queued, RunChanged, StageChanged, ToolCall
 
 
 def new_record(run: str, spec: RunSpec, *, at: float) -> RunRecord:
@@ -18,8 +18,8 @@ def new_record(run: str, spec: RunSpec, *, at: float) -> RunRecord:
     stages = {
         s.box.name: StageRecord(
             name=s.box.name,
-            model=str(s.box.model),
-            model_source="scripted" if s.box.model.provider == "scripted" else None,
+            model=str(s.box.model) if s.box.model else None,
+            model_source="scripted" if s.box.model and s.box.model.provider == "scripted" else None,
         )
         for s in spec.stages
     }
@@ -57,23 +57,29 @@ def rebuild(run: str, spec: RunSpec, events: Iterable[Event], *, at: float) -> R
 
 def _stage_change(before: StageRecord, event: Event) -> dict[str, Any]:
     match event.body:
-        case StageChanged(state=state, trouble=trouble, output=output):
+        case StageChanged(state=state, trouble=trouble, output=output) as body:
             if before.state in TERMINAL:
                 return {}
-            change: dict[str, Any] = {"state": state, "trouble": trouble}
+            change: dict[str, Any] = {"state": state, "trouble": trouble, "queue": None}
             if output is not None:
-                change["output"] = output
+                change |= {"output": output, "output_file": body.output_file}
+            if body.attempt is not None:
+                change["attempts"] = body.attempt
+            if body.cached is not None:
+                change["cached"] = body.cached
             if before.started_at is None and state not in {"queued", "skipped"}:
                 change["started_at"] = event.at
             if state in TERMINAL:
                 change["finished_at"] = event.at
             return change
+        case Queued(ahead=ahead, message=message):
+            return {} if before.state in TERMINAL else {"queue": QueuePlace(ahead=ahead, message=message)}
         case BoxBooted(facts=facts):
             return {"box": facts}
         case ToolCall():
             return {"tool_calls": before.tool_calls + 1}
         case ModelCall() as call:
-            unpriced = before.unpriced or _unpriced(call)
+            unpriced = before.unpriced or is_unpriced(call)
             return {
                 "model_source": call.source,
                 "tokens": before.tokens + call.tokens,
@@ -84,7 +90,7 @@ def _stage_change(before: StageRecord, event: Event) -> dict[str, Any]:
     return {}
 
 
-def _unpriced(call: ModelCall) -> bool:
+def is_unpriced(call: ModelCall) -> bool:
     """Whether it may have cost something nobody knows: only a refusal that used no tokens is surely free."""
     return call.cost_usd is None and (call.status < 400 or call.tokens.total > 0)
 

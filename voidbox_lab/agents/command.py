@@ -1,0 +1,60 @@
+"""A plain command as a stage: its standard output is the answer, its exit code says whether it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from voidbox_lab.agents.contract import AgentResult, Launch
+from voidbox_lab.spec import COMMAND, Skill, VoidBoxSpec
+from voidbox_lab.spec.events import MAX_TEXT, AgentText, Body
+
+MAX_ANSWER_BYTES = 16 << 20
+"""Longest answer of a command; what is more is dropped, and the stage fails for it."""
+
+
+class Command:
+    """See `contract.Adapter`."""
+
+    name = COMMAND
+    layer = None
+
+    def prepare(self, stage: VoidBoxSpec, skills: Sequence[Skill], base_url: str, token: str) -> Launch:
+        """With a model, the environment names the gateway the way each provider's own libraries expect it."""
+        assert stage.command is not None, "the registry gives this adapter to commands only"
+        env = dict(stage.env)
+        if stage.model is not None:
+            env |= {
+                "ANTHROPIC_BASE_URL": base_url,
+                "ANTHROPIC_API_KEY": token,
+                "OPENAI_BASE_URL": f"{base_url}/v1",
+                "OPENAI_API_KEY": token,
+                "OLLAMA_HOST": base_url,
+            }
+        return Launch(argv=stage.command, env=env)
+
+    def parser(self) -> CommandParser:
+        """A new parser."""
+        return CommandParser()
+
+
+class CommandParser:
+    """Keeps what a command writes, and shows it as it comes."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+        self._full = False
+
+    def feed(self, line: bytes) -> list[Body]:
+        """See `contract.Parser`."""
+        room = MAX_ANSWER_BYTES - len(self._kept)
+        self._full = self._full or len(line) + 1 > room
+        self._kept += line[:room] + b"\n"
+        text = line.decode(errors="replace") + "\n"
+        return [AgentText(text=text[i : i + MAX_TEXT]) for i in range(0, len(text), MAX_TEXT)]
+
+    def finish(self, exit_code: int | None) -> AgentResult:
+        """See `contract.Parser`. Without its last line break, as a shell's ``$(…)`` has it."""
+        if self._full:
+            said = f"It wrote more than {MAX_ANSWER_BYTES >> 20} MiB; have it write a file instead."
+            return AgentResult(said, is_error=True)
+        return AgentResult(self._kept.decode(errors="replace").rstrip("\n"), is_error=exit_code != 0)
