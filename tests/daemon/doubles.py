@@ -47,8 +47,11 @@ class FakeBackend(FakeBoxes):
 
     def check(self, box: VoidBoxSpec) -> None:
         adapter(box.agent)
-        if box.model.provider == "anthropic" and "ANTHROPIC_API_KEY" not in self.keys:
+        if box.model and box.model.provider == "anthropic" and "ANTHROPIC_API_KEY" not in self.keys:
             raise UserError("No ANTHROPIC_API_KEY is set.", cause="no-key")
+
+    async def identity(self, box: VoidBoxSpec) -> str:
+        return "sha256:fake"
 
     @property
     def spare_mb(self) -> int:

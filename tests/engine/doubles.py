@@ -37,6 +37,7 @@ class FakeProcess:
     """Plays a script of ("out"|"err", bytes), ("sleep", s), ("lose", cause) and ("exit", FakeExit)."""
 
     def __init__(self, script: Sequence[tuple[str, Any]], timeout_s: float) -> None:
+        self.killed = False
         out_send, self.stdout = anyio.create_memory_object_stream[bytes](1000)
         err_send, self.stderr = anyio.create_memory_object_stream[bytes](1000)
         self._sends = {"out": out_send, "err": err_send}
@@ -45,8 +46,8 @@ class FakeProcess:
     async def wait(self) -> FakeExit:
         return self._exit
 
-    async def kill(self) -> None:
-        raise AssertionError("the engine closes boxes, it does not kill processes")
+    async def kill(self, within_s: float = 0) -> None:
+        self.killed = True
 
     async def play(self) -> None:
         self._exit = FakeExit()
@@ -179,6 +180,9 @@ class FakeSession:
 
     def trouble(self) -> VoidboxError | None:
         return self.upstream
+
+    async def close(self) -> None:
+        return
 
 
 class FakeSessions:

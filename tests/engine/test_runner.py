@@ -13,14 +13,14 @@ import pytest
 
 from tests.engine.doubles import FakeBoxes, FakeExit, FakeSessions, host, says
 from voidbox_lab.box.trouble import first_error
-from voidbox_lab.engine import Admission, Capacity, Journal, Runner, stage
+from voidbox_lab.engine import Admission, Capacity, Journal, LocalExecutor, Runner, StageCache, stage
 from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError, UserError
 from voidbox_lab.spec import InputFile, Model, RunRecord, RunSpec, Skill, Stage, VoidBoxSpec
 from voidbox_lab.spec.events import (
     AgentLog,
     AgentText,
     Event,
-    Notice,
+    Queued,
     RunChanged,
     StageChanged,
     Telemetry,
@@ -39,6 +39,10 @@ def box(name: str, **options: Any) -> VoidBoxSpec:
 
 def chain(*names: str) -> RunSpec:
     return RunSpec(stages=tuple(Stage(box=box(n), needs=names[max(0, i - 1) : i]) for i, n in enumerate(names)))
+
+
+async def identity(_box: VoidBoxSpec) -> str:
+    return "sha256:image"
 
 
 class Lab:
@@ -73,8 +77,10 @@ def lab(tmp_path: Path) -> Any:
         artifacts = await Artifacts.open(tmp_path / "artifacts")
         async with anyio.create_task_group() as tasks:
             lab.boxes.tasks = tasks  # type: ignore[attr-defined]
-            parts = (host(lab.boxes, lab.sessions), Admission(capacity))  # type: ignore[attr-defined]
-            async with Runner.serving(store, artifacts, Journal(store), *parts) as lab.runner:
+            lab.admission = Admission(capacity)  # type: ignore[attr-defined]
+            executor = LocalExecutor(host(lab.boxes, lab.sessions), lab.admission)  # type: ignore[attr-defined]
+            cache = StageCache(store, identity)
+            async with Runner.serving(store, artifacts, Journal(store), executor, cache) as lab.runner:
                 yield lab
             tasks.cancel_scope.cancel()
         assert lab.boxes.opened == lab.boxes.closed, "a box was left open"  # type: ignore[attr-defined]
@@ -96,7 +102,7 @@ async def test_one_stage_from_queued_to_its_answer(lab: Any) -> None:
         assert stage_record.box.isolation == "tcg"
         bodies = [e.body for e in await it.events(record.id)]
         assert [b.state for b in bodies if isinstance(b, StageChanged)] == [
-            "booting", "provisioning", "running", "collecting", "succeeded",
+            "queued", "booting", "provisioning", "running", "collecting", "succeeded",
         ]  # fmt: skip
         assert "".join(b.text for b in bodies if isinstance(b, AgentText)) == "hello"
         assert any(isinstance(b, Telemetry) for b in bodies)
@@ -261,16 +267,16 @@ async def test_boxes_wait_for_memory_in_turn(lab: Any) -> None:
     async with lab(Capacity(memory_mb=1300, vcpus=16), **slow) as it:
         assert (await it.run(spec)).state == "succeeded"
         assert it.boxes.most == 2
-        assert (it.runner.admission.used_mb, it.runner.admission.boxes) == (0, 0)
+        assert (it.admission.used_mb, it.admission.boxes) == (0, 0)
 
 
 async def test_a_stage_that_waits_for_room_says_so_and_not_for_ever(lab: Any) -> None:
     spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=box("b"))))
     async with lab(Capacity(memory_mb=700, vcpus=16), a=[("sleep", 1), *says()]) as it:
-        it.runner.admission._wait_s = 0.2
+        it.admission._wait_s = 0.2
         record = await it.run(spec)
-        notices = [(e.stage, e.body.message) for e in await it.events(record.id) if isinstance(e.body, Notice)]
-        assert notices == [("b", "Waiting for room: needs 608 MiB, 92 MiB free, 0 in front.")]
+        waits = [(e.stage, e.body) for e in await it.events(record.id) if isinstance(e.body, Queued)]
+        assert waits == [("b", Queued(ahead=0, message="needs 608 MiB, 92 MiB free, 0 in front"))]
         assert record.stages["a"].state == "succeeded"
         trouble = record.stages["b"].trouble
         assert (trouble.kind, trouble.cause, trouble.value, trouble.unit) == ("limit", "no-room", 0.2, "s")
@@ -285,7 +291,7 @@ async def test_cancelling_a_stage_that_waits_for_memory(lab: Any) -> None:
         await it.runner.cancel(record.id)
         assert await it.runner.finished(record.id, 5)
         assert it.boxes.opened == 1
-        assert it.runner.admission.used_mb == 0
+        assert it.admission.used_mb == 0
 
 
 async def test_what_can_never_run_is_refused_at_once(lab: Any) -> None:

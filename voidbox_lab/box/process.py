@@ -154,15 +154,15 @@ class Process:
         """SIGTERM to it and all it started, SIGKILL after the guest's grace. Does not wait."""
         self._call.cancel(hard=False)
 
-    async def kill(self) -> None:
+    async def kill(self, within_s: float = KILL_S) -> None:
         """SIGKILL to it and all it started; output not yet read is dropped. Idempotent.
 
-        Returns once the guest has confirmed, or after `KILL_S`: then it is abandoned with its box.
+        Returns once the guest has confirmed, or after `within_s`: then it is abandoned with its box.
         """
         if self._call.done:
             return
         self._call.abandon()
-        with anyio.move_on_after(KILL_S, shield=True):
+        with anyio.move_on_after(within_s, shield=True):
             try:
                 await self._call.result()
             except VoidboxError:

@@ -18,7 +18,7 @@ from voidbox_lab.client.launch import ensure_daemon
 from voidbox_lab.client.protocol import Call
 from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import InputFile, RunRecord, RunSpec
+from voidbox_lab.spec import AT_REST, InputFile, RunRecord, RunSpec
 from voidbox_lab.spec.api import CHECK_EVENT, EXEC_EVENT, CheckEvent, ExecEvent, ExecRequest, Health
 from voidbox_lab.spec.events import Event
 
@@ -77,8 +77,18 @@ class AsyncClient:
         response = await self._call(Call("POST", protocol.run(run_id, then="/cancel")))
         return RunRecord.model_validate_json(response.content)
 
+    async def pause(self, run_id: str) -> RunRecord:
+        """Have a run start nothing more; what is at work goes on."""
+        response = await self._call(Call("POST", protocol.run(run_id, then="/pause")))
+        return RunRecord.model_validate_json(response.content)
+
+    async def resume(self, run_id: str) -> RunRecord:
+        """Let a paused run go on, or one whose daemon died. `UserError` for one that has ended."""
+        response = await self._call(Call("POST", protocol.run(run_id, then="/resume")))
+        return RunRecord.model_validate_json(response.content)
+
     async def events(self, run_id: str, after: int = 0) -> AsyncIterator[Event]:
-        """All events after number `after`, until the run has ended.
+        """All events after number `after`, until the run has ended or rests (``interrupted``).
 
         A stream that breaks is taken up where it broke; if the daemon died, a new one is started, which
         has the run's end to tell.
@@ -95,7 +105,7 @@ class AsyncClient:
                             if protocol.is_last(event):
                                 return
                 # Ended without the last event: it came before `after`, or the daemon left. Look once more.
-                if resume.again and (await self.run(run_id)).finished_at is not None:
+                if resume.again and (await self.run(run_id)).state in AT_REST:
                     return
                 pause = resume.broke()
             except (*protocol.LOST, ProviderError) as e:

@@ -16,7 +16,7 @@ from voidbox_lab.client import keys, launch, protocol
 from voidbox_lab.client.protocol import Call
 from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import InputFile, RunRecord, RunSpec
+from voidbox_lab.spec import AT_REST, InputFile, RunRecord, RunSpec
 from voidbox_lab.spec.api import CHECK_EVENT, EXEC_EVENT, CheckEvent, ExecEvent, ExecRequest, Health
 from voidbox_lab.spec.events import Event
 
@@ -68,6 +68,14 @@ class Client:
             self._call(Call("POST", protocol.run(run_id, then="/cancel"))).content
         )
 
+    def pause(self, run_id: str) -> RunRecord:
+        """Have a run start nothing more; what is at work goes on."""
+        return RunRecord.model_validate_json(self._call(Call("POST", protocol.run(run_id, then="/pause"))).content)
+
+    def resume(self, run_id: str) -> RunRecord:
+        """Let a paused run go on, or one whose daemon died. `UserError` for one that has ended."""
+        return RunRecord.model_validate_json(self._call(Call("POST", protocol.run(run_id, then="/resume"))).content)
+
     def events(self, run_id: str, after: int = 0) -> Iterator[Event]:
         """As `AsyncClient.events`."""
         resume = protocol.Resume(run_id, after)
@@ -82,7 +90,7 @@ class Client:
                             if protocol.is_last(event):
                                 return
                 # Ended without the last event: it came before `after`, or the daemon left. Look once more.
-                if resume.again and self.run(run_id).finished_at is not None:
+                if resume.again and self.run(run_id).state in AT_REST:
                     return
                 pause = resume.broke()
             except (*protocol.LOST, ProviderError) as e:

@@ -51,6 +51,16 @@ def create(daemon: Daemon) -> FastAPI:
     async def cancel(run: str) -> RunRecord:
         return await daemon.runner.cancel(run)
 
+    @app.post("/v1/runs/{run}/pause")
+    async def pause(run: str) -> RunRecord:
+        """Start nothing more of the run; what is at work goes on."""
+        return await daemon.runner.pause(run)
+
+    @app.post("/v1/runs/{run}/resume")
+    async def resume(run: str) -> RunRecord:
+        """Let a paused run go on, or one whose daemon died."""
+        return await daemon.runner.resume(run)
+
     @app.get("/v1/runs/{run}/events", response_class=EventSourceResponse)
     async def events(
         run: str,
@@ -105,14 +115,13 @@ def create(daemon: Daemon) -> FastAPI:
 
 
 async def _follow(daemon: Daemon, run: str, after: int, send: streams.Sender) -> None:
-    """Send what the store has after event `after`, `PAGE` events at a time, until the run has ended.
+    """Send what the store has after event `after`, `PAGE` events at a time, until the run has ended or rests.
 
     What was sent is not read again, and the record, which holds the whole spec, is not read at all.
     """
-    ended = False
     while True:
-        # Asked before the events are read: by then the last ones of all runs are written.
-        ended = ended or daemon.stopped.is_set()
+        # Asked before the events are read: by then the last ones of a run that nobody drives are written.
+        ended = daemon.stopped.is_set() or run not in daemon.runner.active
         news = daemon.journal.news(run)
         events = await daemon.store.read_events(run, after=after, limit=PAGE)
         for event in events:
@@ -124,7 +133,4 @@ async def _follow(daemon: Daemon, run: str, after: int, send: streams.Sender) ->
             continue
         if ended:
             return
-        # `after` may be past the last event. If it is not, that one came after the events were read: once more.
-        ended = not events and await daemon.store.has_ended(run)
-        if not ended:
-            await daemon.until(news, RECHECK_S)
+        await daemon.until(news, RECHECK_S)

@@ -38,6 +38,10 @@ class Backend(ports.Boxes, Protocol):
         """`UserError` for a stage that cannot work: unknown agent or script, no key."""
         ...
 
+    async def identity(self, box: VoidBoxSpec) -> str:
+        """The digest of what `box` would run on; see `voidbox_lab.engine.cache.Identify`."""
+        ...
+
     def adapter(self, name: str) -> Adapter:
         """The adapter of an agent CLI; `UserError` if there is none."""
         ...

@@ -16,7 +16,16 @@ import anyio
 from voidbox_lab import __version__
 from voidbox_lab.daemon.activity import Activity
 from voidbox_lab.daemon.backend import Backend, MakeBackend
-from voidbox_lab.engine import Admission, Capacity, Host, Journal, Runner, end_abruptly
+from voidbox_lab.engine import (
+    Admission,
+    Capacity,
+    Host,
+    Journal,
+    LocalExecutor,
+    Runner,
+    StageCache,
+    interrupt,
+)
 from voidbox_lab.errors import UserError, VoidboxError
 from voidbox_lab.machines import available_memory_mb
 from voidbox_lab.settings import Settings
@@ -41,9 +50,10 @@ class Daemon:
         journal: Journal,
         backend: Backend,
         runner: Runner,
+        admission: Admission,
     ) -> None:
         self.settings, self.store, self.artifacts, self.journal = settings, store, artifacts, journal
-        self.backend, self.runner, self.admission = backend, runner, runner.admission
+        self.backend, self.runner, self.admission = backend, runner, admission
         self.activity = Activity()
         self.stopping = anyio.Event()
         """Somebody asked for the end; runs are being cancelled."""
@@ -60,7 +70,7 @@ class Daemon:
         *,
         capacity: Capacity | None = None,
     ) -> AsyncIterator[Daemon]:
-        """The daemon over the store in `settings.data`. Runs that a dead daemon left open are ended first."""
+        """The daemon over the store in `settings.data`. Runs that a dead daemon left are put to rest first."""
         async with AsyncExitStack() as stack:
             store = await SqliteStore.open(settings.data / "runs.sqlite")
             stack.push_async_callback(store.aclose)
@@ -70,8 +80,10 @@ class Daemon:
             backend = await stack.enter_async_context(make_backend(settings, journal))
             host = Host(boxes=backend, adapter=backend.adapter, session=backend.session)
             admission = Admission(capacity or Capacity.of_host(), free_mb=lambda: _free_mb(backend))
-            runner = await stack.enter_async_context(Runner.serving(store, artifacts, journal, host, admission))
-            yield cls(settings, store, artifacts, journal, backend, runner)
+            executor, cache = LocalExecutor(host, admission), StageCache(store, backend.identity)
+            serving = Runner.serving(store, artifacts, journal, executor, cache)
+            runner = await stack.enter_async_context(serving)
+            yield cls(settings, store, artifacts, journal, backend, runner, admission)
 
     @property
     def busy(self) -> bool:
@@ -152,15 +164,16 @@ class Daemon:
 
 
 async def _bury(store: Store, journal: Journal) -> None:
-    """End the runs of a daemon that died; what they had streamed is kept."""
+    """Put the runs of a daemon that died to rest; what they had streamed is kept, and they can be resumed."""
     trouble = Trouble(
         kind="provider",
-        message="The daemon that ran this ended abruptly; what was streamed before is kept. Run it again.",
+        message="The daemon that ran this ended abruptly; what was finished is kept, `voidbox resume` goes on.",
         cause="daemon-died",
     )
     for record in await store.list_runs(limit=5000, unfinished=True):
-        log.warning("%s was in progress when a daemon died", record.id)
-        await end_abruptly(journal, record, trouble)
+        if record.state != "interrupted":
+            log.warning("%s was in progress when a daemon died", record.id)
+            await interrupt(journal, record, trouble)
 
 
 def _free_mb(backend: Backend) -> int | None:

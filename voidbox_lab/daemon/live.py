@@ -16,14 +16,14 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from starlette.types import ASGIApp
 
-from voidbox_lab import agents
+from voidbox_lab import agents, images
 from voidbox_lab.box import Box, Boxes
 from voidbox_lab.engine import Journal, StageJob
-from voidbox_lab.errors import ProviderError, VoidboxError
-from voidbox_lab.gateway import Gateway, Keys, StageSession
+from voidbox_lab.errors import ProviderError, UserError, VoidboxError
+from voidbox_lab.gateway import Gateway, Keys, StageSession, cost_usd
 from voidbox_lab.machines import Hypervisor
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import Policy, VoidBoxSpec
+from voidbox_lab.spec import Policy, Tokens, VoidBoxSpec, digest_json
 from voidbox_lab.spec.events import ModelCall
 from voidbox_lab.wire.protocol import PROXY_PORT
 
@@ -45,6 +45,10 @@ class GatewaySession:
     def trouble(self) -> VoidboxError | None:
         """Why the latest model request failed on the host's side, if it did."""
         return self.gateway.trouble(self.token)
+
+    async def close(self) -> None:
+        """End its requests, upstream first, and let no more in."""
+        await self.gateway.close(self.token)
 
 
 @dataclass
@@ -82,8 +86,24 @@ class LiveBackend:
 
     def check(self, box: VoidBoxSpec) -> None:
         """See `Backend`."""
-        agents.adapter(box.agent)
-        self._gateway.check(box.model, Keys(self._keys))
+        agents.adapter(box.adapter)
+        if box.model is not None:
+            self._gateway.check(box.model, Keys(self._keys))
+            if box.budget.usd is not None and cost_usd(box.model, Tokens(input=1)) is None:
+                raise UserError(
+                    f"Stage {box.name!r} has a budget in dollars, and {box.model} has no known price; bound its "
+                    "tokens instead.",
+                    cause="unpriced",
+                )
+
+    async def identity(self, box: VoidBoxSpec) -> str:
+        """See `Backend`."""
+        layer = agents.adapter(box.adapter).layer
+        image = await anyio.to_thread.run_sync(images.resolve, self._settings, box.image)
+        if layer is not None:
+            image = await anyio.to_thread.run_sync(images.add_agent, self._settings, image, layer)
+        script = self._gateway.script_digest(box.model) if box.model is not None else None
+        return digest_json([image.digest, layer, script])
 
     def adapter(self, name: str) -> agents.Adapter:
         """See `Backend`."""
@@ -92,7 +112,8 @@ class LiveBackend:
     @asynccontextmanager
     async def session(self, job: StageJob) -> AsyncIterator[GatewaySession]:
         """See `Backend`."""
-        stage = StageSession(job.run, job.box.name, job.box.model, Keys(self._keys))
+        assert job.box.model is not None, "a stage without a model has no session"
+        stage = StageSession(job.run, job.box.name, job.box.model, Keys(self._keys), job.metered)
         token = self._gateway.register(stage)
         try:
             yield GatewaySession(self._gateway, token, self._settings.runtime / "gateway.sock")
@@ -203,7 +224,7 @@ async def live_backend(settings: Settings, journal: Journal) -> AsyncIterator[Li
     """The backend for the time of the context; leaving it closes every box."""
 
     def metered(session: StageSession, call: ModelCall) -> None:
-        journal.post(session.run, session.stage, call)
+        session.metered(call)
 
     async with Gateway(metered) as gateway, anyio.create_task_group() as tasks:
         backend = LiveBackend(settings, journal, gateway, tasks)

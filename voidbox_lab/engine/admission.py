@@ -1,15 +1,19 @@
 """Who may boot a box now: a fair queue in front of the host's memory and processors, bounded and not silent.
 
-Not a scheduler: stages come in the order the machine launches them, and the first in the queue is
-never overtaken, so a large box is not starved by small ones.
+Fair between runs, by start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): a box's start tag is the
+greater of virtual time and the finish tag of its run's last box; it finishes later by its share of the host. The
+least start tag is first and is never passed by one that fits better, so a run of a thousand stages does not keep
+out one of a single stage, and a large box is not starved by small ones. Virtual time is the start tag of the last
+box that was let in.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import os
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -89,6 +93,10 @@ class _Ticket:
     what: str
     need_mb: int
     need_vcpus: int
+    run: str
+    """Who it is fair between."""
+    tag: tuple[float, int]
+    """Its start tag, and its place among equals."""
     wake: anyio.Event = field(default_factory=anyio.Event)
     """Set when the ticket is let in, is refused or has become the first."""
     since: float | None = None
@@ -101,7 +109,7 @@ class _Ticket:
 
 
 class Admission:
-    """Lets boxes in, first come first served, while there is room: of the capacity, and of the host's memory.
+    """Lets boxes in, by turns between runs, while there is room: of the capacity, and of the host's memory.
 
     Args:
         free_mb: MiB a new process may take now, None where that is not known; read each time the first in the
@@ -114,8 +122,14 @@ class Admission:
     ) -> None:
         self.capacity = capacity
         self._free_mb, self._wait_s = free_mb, wait_s
-        self._queue: deque[_Ticket] = deque()
+        self._queue: list[_Ticket] = []
+        """By tag; those of held runs are in it and are passed over."""
         self._inside: set[_Ticket] = set()
+        self._held: set[str] = set()
+        self._virtual = 0.0
+        self._finish: dict[str, float] = {}
+        """Finish tag of the last box of each run that has boxes here."""
+        self._count = itertools.count()
         self._first: _Ticket | None = None
         self._left = -math.inf
 
@@ -144,24 +158,25 @@ class Admission:
 
     @asynccontextmanager
     async def admitted(
-        self, memory_mb: int, vcpus: int, *, what: str = "A box", tell: Tell = _nobody
+        self, memory_mb: int, vcpus: int, *, what: str = "A box", run: str = "", tell: Tell = _nobody
     ) -> AsyncIterator[None]:
         """Hold the room for one box; waits, cancellably, until there is room.
 
         Args:
             what: who asks, as the subject of an error's sentence.
+            run: whose turn it is; boxes of no run share one.
 
         Raises:
             LimitExceeded: there was no room within the bound (limit ``time``, cause ``no-room``).
             ProviderError: the host's memory is taken by others, and no box of ours would free some
                 (cause ``host-memory``).
         """
-        ticket = _Ticket(what, memory_mb + BOX_OVERHEAD_MB, min(vcpus, self.capacity.vcpus))
-        self._queue.append(ticket)
+        ticket = self._ticket(what, memory_mb + BOX_OVERHEAD_MB, min(vcpus, self.capacity.vcpus), run)
+        bisect.insort(self._queue, ticket, key=lambda t: t.tag)
         try:
             self._serve()
-            with anyio.move_on_after(self._wait_s):
-                await self._turn(ticket, tell)
+            with anyio.move_on_after(self._wait_s) as bound:
+                await self._turn(ticket, tell, bound)
             if ticket.refusal is not None:
                 raise ticket.refusal
             if not ticket.settled:
@@ -170,24 +185,44 @@ class Admission:
         finally:
             self._leave(ticket)
 
-    async def _turn(self, ticket: _Ticket, tell: Tell) -> None:
+    def hold(self, run: str, held: bool) -> None:
+        """Keep the boxes of `run` that wait waiting, or let them go on. Boxes that are in stay in."""
+        if held:
+            self._held.add(run)
+        else:
+            self._held.discard(run)
+        self._serve()
+
+    def _ticket(self, what: str, need_mb: int, need_vcpus: int, run: str) -> _Ticket:
+        start = max(self._virtual, self._finish.get(run, 0.0))
+        share = max(need_mb / self.capacity.memory_mb, need_vcpus / self.capacity.vcpus)
+        self._finish[run] = start + share
+        return _Ticket(what, need_mb, need_vcpus, run, (start, next(self._count)))
+
+    @property
+    def _next(self) -> _Ticket | None:
+        return next((t for t in self._queue if t.run not in self._held), None)
+
+    async def _turn(self, ticket: _Ticket, tell: Tell, bound: anyio.CancelScope) -> None:
         told, told_at = None, -math.inf
         while not ticket.settled:
             now, seen = time.monotonic(), self._seen(ticket)
             # What is free changes all the time and would be news all the time.
-            if (seen.reason, seen.ahead) != told and now - told_at >= TELL_S:
+            if ticket.run not in self._held and (seen.reason, seen.ahead) != told and now - told_at >= TELL_S:
                 told, told_at = (seen.reason, seen.ahead), now
                 await tell(seen)
-            first = self._queue[0] is ticket if self._queue else False
+            first = self._next is ticket
             # Nobody tells of memory that another program gave back.
             with anyio.move_on_after(POLL_S if first else TELL_S):
                 await ticket.wake.wait()
                 ticket.wake = anyio.Event()
+            if ticket.run in self._held:
+                bound.deadline = anyio.current_time() + self._wait_s  # the time of a pause does not count
             if not ticket.settled:
                 self._serve()
 
     def _seen(self, ticket: _Ticket) -> Waiting:
-        ahead = self._queue.index(ticket)
+        ahead = sum(1 for t in self._queue if t.tag < ticket.tag and t.run not in self._held)
         found = self._obstacle(ticket)
         if found is None:
             free = self.capacity.memory_mb - self.used_mb
@@ -215,11 +250,11 @@ class Admission:
         return sum(t.need_mb for t in self._inside if t.since is not None and now - t.since < FRESH_S)
 
     def _serve(self) -> None:
-        while self._queue:
-            first = self._queue[0]
+        while (first := self._next) is not None:
             obstacle = self._obstacle(first)
             if obstacle is None:
                 first.since = time.monotonic()
+                self._virtual = first.tag[0]
                 self._inside.add(first)
             elif not self._inside and time.monotonic() - self._left >= SETTLE_S:
                 first.refusal = ProviderError(
@@ -232,7 +267,7 @@ class Admission:
                     self._first = first
                     first.wake.set()
                 return
-            self._queue.popleft()
+            self._queue.remove(first)
             first.wake.set()
 
     def _leave(self, ticket: _Ticket) -> None:
@@ -241,6 +276,10 @@ class Admission:
             self._left = time.monotonic()
         elif ticket in self._queue:
             self._queue.remove(ticket)
+        if not any(t.run == ticket.run for t in (*self._queue, *self._inside)):
+            # Nobody of that run is here: it comes back without credit or debt, as virtual time is past its tag or
+            # soon will be.
+            self._finish.pop(ticket.run, None)
         self._serve()
 
     def _no_room(self, ticket: _Ticket) -> LimitExceeded:

@@ -189,8 +189,6 @@ def _stopped(machine: Machine, trouble: Trouble, commands: list[Command]) -> Mac
     if machine.stop is not None and not (trouble.kind == "cancelled" and machine.stop.kind != "cancelled"):
         return machine
     commands += [Interrupt(stage, trouble) for stage in machine.plans if stage in machine.at_work]
-    # A held stage would wait for room for ever.
-    commands += [Hold(False)] if machine.run == "paused" else []
     return replace(machine, stop=trouble)
 
 
@@ -288,6 +286,7 @@ def _settle(machine: Machine, commands: list[Command]) -> tuple[Machine, tuple[C
             commands.append(Launch(stage))
     machine = replace(machine, stages=stages, at_work=frozenset(at_work), attempts=attempts, troubles=troubles)
     if not left:
+        commands += [Hold(False)] if machine.run == "paused" else []
         machine, body = _finish(machine)
         commands.append(Record(None, body))
     return machine, tuple(commands)

@@ -1,18 +1,18 @@
 """Drives runs: carries out what the state machine commands and tells it what happened.
 
-One `Runner` per daemon, with one task group for all runs. Not for how a stage works (`stage`), nor for
-what may happen when (`machine`).
+One `Runner` per daemon, with one task group for all runs. Not for how a stage works (`stage`), where (`executor`),
+nor for what may happen when (`machine`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import anyio
 from anyio import CancelScope
@@ -20,14 +20,19 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from voidbox_lab.box.trouble import first_error
-from voidbox_lab.engine import machine as m
-from voidbox_lab.engine.admission import Admission, Waiting
+from voidbox_lab.engine import moves as m
+from voidbox_lab.engine import verdicts
+from voidbox_lab.engine.cache import StageCache
+from voidbox_lab.engine.executor import Executor
 from voidbox_lab.engine.journal import Journal
-from voidbox_lab.engine.stage import Host, StageJob, run_stage
-from voidbox_lab.errors import Cancelled, LimitExceeded, ProviderError, UserError, VoidboxError
-from voidbox_lab.spec import TERMINAL, RunRecord, RunSpec, StageRecord, Trouble
-from voidbox_lab.spec.events import Body, Notice, RunChanged, StageChanged
-from voidbox_lab.store import Artifacts, Store
+from voidbox_lab.engine.machine import Machine, step
+from voidbox_lab.engine.outputs import Output, Outputs
+from voidbox_lab.engine.ports import Box
+from voidbox_lab.engine.stage import StageJob
+from voidbox_lab.errors import LimitExceeded, ProviderError, UserError, VoidboxError
+from voidbox_lab.spec import AT_REST, TERMINAL, RunRecord, RunSpec, Stage, StageRecord, Trouble
+from voidbox_lab.spec.events import Body, ModelCall, RunChanged, StageChanged
+from voidbox_lab.store import Artifacts, Store, is_unpriced
 
 MAX_RUNS = 64
 """Most runs in progress at once."""
@@ -42,21 +47,31 @@ class _Active:
     """A run in progress."""
 
     spec: RunSpec
-    machine: m.Machine
+    machine: Machine
     inbox: MemoryObjectSendStream[m.Input]
+    outputs: Outputs
     done: anyio.Event = field(default_factory=anyio.Event)
     scopes: dict[str, CancelScope] = field(default_factory=dict)
-    outputs: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What earlier attempts of a stage took of its budget of seconds."""
+
+    def __post_init__(self) -> None:
+        self.stages = {s.box.name: s for s in self.spec.stages}
+
+    def tell(self, given: m.Input) -> None:
+        """Put `given` into the inbox, which has no bound: what comes in is bounded where it arises."""
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # the run ended this very moment
+            self.inbox.send_nowait(given)
 
 
 class Runner:
-    """Submits, drives and cancels runs. Use as ``async with Runner.serving(…) as runner``."""
+    """Submits, drives, pauses, resumes and cancels runs. Use as ``async with Runner.serving(…) as runner``."""
 
     def __init__(
-        self, store: Store, artifacts: Artifacts, journal: Journal, host: Host, admission: Admission
+        self, store: Store, artifacts: Artifacts, journal: Journal, executor: Executor, cache: StageCache
     ) -> None:
-        self.store, self.artifacts, self.journal, self.admission = store, artifacts, journal, admission
-        self._host = host
+        self.store, self.artifacts, self.journal = store, artifacts, journal
+        self._executor, self._cache = executor, cache
         self._tasks: TaskGroup | None = None
         self._active: dict[str, _Active] = {}
         self._closing = False
@@ -64,10 +79,10 @@ class Runner:
     @classmethod
     @asynccontextmanager
     async def serving(
-        cls, store: Store, artifacts: Artifacts, journal: Journal, host: Host, admission: Admission
+        cls, store: Store, artifacts: Artifacts, journal: Journal, executor: Executor, cache: StageCache
     ) -> AsyncIterator[Runner]:
         """A runner with its journal served; on exit, whatever still runs is cancelled and its boxes closed."""
-        self = cls(store, artifacts, journal, host, admission)
+        self = cls(store, artifacts, journal, executor, cache)
         async with AsyncExitStack() as stack:
             writers = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(writers.cancel_scope.cancel)
@@ -79,8 +94,22 @@ class Runner:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """Runs in progress."""
+        """Runs in progress, paused ones included."""
         return tuple(self._active)
+
+    def box(self, run: str, stage: str) -> Box:
+        """The box in which a stage is at work now.
+
+        Raises:
+            UserError: cause ``no-box``: it has none, or it is on another machine.
+        """
+        box = self._executor.box(run, stage) if run in self._active else None
+        if box is None:
+            raise UserError(
+                f"Stage {stage[:80]!r} of {run[:80]} has no box here now; `voidbox show` tells its state.",
+                cause="no-box",
+            )
+        return box
 
     async def submit(self, spec: RunSpec) -> RunRecord:
         """Check, record and begin a run.
@@ -89,35 +118,46 @@ class Runner:
             UserError: an unknown agent, an input that was not uploaded, more memory than the host can give.
             LimitExceeded: too many runs at once.
         """
-        if self._closing or self._tasks is None:
-            raise ProviderError("The daemon is shutting down; try again in a moment.", cause="shutdown")
-        if len(self._active) >= MAX_RUNS:
-            raise LimitExceeded(
-                f"{MAX_RUNS} runs are in progress; wait for one to end or cancel one.",
-                limit="runs",
-                value=MAX_RUNS,
-            )
-        for stage in spec.stages:
-            self._host.adapter(stage.box.agent)
-            self.admission.check(f"Stage {stage.box.name!r}", stage.box.memory_mb)
-        for name, file in spec.inputs.items():
-            if not await self.artifacts.has(file.digest):
-                raise UserError(f"The input {name!r} ({file.digest}) was not uploaded; upload it first.")
+        await self._check(spec)
         run = f"run-{secrets.token_hex(6)}"
         record = await self.store.create_run(run, spec, at=time.time())
-        # Every stage sends at most a handful of inputs, so this never fills up.
-        send, receive = anyio.create_memory_object_stream[m.Input](16 + 16 * len(spec.stages))
-        active = _Active(spec, m.Machine.of(spec), send)
-        self._active[run] = active
-        self._tasks.start_soon(self._drive, run, active, receive, name=run)
+        self._start(run, spec, Machine.of(spec), Outputs(self.artifacts))
+        return record
+
+    async def pause(self, run: str) -> RunRecord:
+        """Launch nothing more of `run`; what is at work goes on. Harmless for one that is paused or has ended."""
+        return await self._told(run, m.Pause())
+
+    async def resume(self, run: str) -> RunRecord:
+        """Let a paused run go on, or one whose daemon died: stages that had succeeded keep their outputs.
+
+        Raises:
+            UserError: the run has ended (cause ``run-over``), or what `submit` raises.
+        """
+        if run in self._active:
+            return await self._told(run, m.Resume())
+        record = await self.store.get_run(run)
+        if record.state in TERMINAL:
+            raise UserError(
+                f"The run {run} has ended ({record.state}); run it again: what succeeded is taken from the cache.",
+                cause="run-over",
+            )
+        await self._check(record.spec)
+        if run not in self._active:  # a second resume may have come meanwhile
+            outputs = Outputs(self.artifacts, record)
+            self._start(run, record.spec, Machine.of(record.spec, record), outputs)
         return record
 
     async def cancel(self, run: str, *, why: str = "It was cancelled by the user.") -> RunRecord:
         """Ask a run to end; returns at once. A run that has ended already stays as it is."""
-        if active := self._active.get(run):
-            with suppress(anyio.BrokenResourceError):  # it ended this very moment
-                await active.inbox.send(m.Cancel(Trouble(kind="cancelled", message=why, cause="cancelled")))
-        return await self.store.get_run(run)
+        trouble = Trouble(kind="cancelled", message=why, cause="cancelled")
+        if run in self._active:
+            return await self._told(run, m.Cancel(trouble))
+        record = await self.store.get_run(run)
+        if record.state not in TERMINAL:
+            await end_abruptly(self.journal, record, trouble)
+            record = await self.store.get_run(run)
+        return record
 
     async def finished(self, run: str, timeout_s: float) -> bool:
         """Wait until `run` is over; False if it is not within `timeout_s`."""
@@ -138,72 +178,142 @@ class Runner:
             for active in list(self._active.values()):
                 await active.done.wait()
 
+    async def _check(self, spec: RunSpec) -> None:
+        """That a run of `spec` may begin now."""
+        if self._closing or self._tasks is None:
+            raise ProviderError("The daemon is shutting down; try again in a moment.", cause="shutdown")
+        if len(self._active) >= MAX_RUNS:
+            raise LimitExceeded(
+                f"{MAX_RUNS} runs are in progress; wait for one to end or cancel one.",
+                limit="runs",
+                value=MAX_RUNS,
+            )
+        for stage in spec.stages:
+            self._executor.check(stage)
+        for name, file in {f"{s.box.name}/{n}": f for s in spec.stages for n, f in s.inputs.items()}.items():
+            await self._check_input(name, file.digest)
+        for name, file in spec.inputs.items():
+            await self._check_input(name, file.digest)
+
+    async def _check_input(self, name: str, digest: str) -> None:
+        if not await self.artifacts.has(digest):
+            raise UserError(f"The input {name!r} ({digest}) was not uploaded; upload it first.")
+
+    async def _told(self, run: str, given: m.Input) -> RunRecord:
+        if active := self._active.get(run):
+            active.tell(given)
+        return await self.store.get_run(run)
+
+    def _start(self, run: str, spec: RunSpec, machine: Machine, outputs: Outputs) -> None:
+        assert self._tasks is not None, "checked before"
+        send, receive = anyio.create_memory_object_stream[m.Input](math.inf)
+        active = self._active[run] = _Active(spec, machine, send, outputs)
+        self._tasks.start_soon(self._drive, run, active, receive, name=run)
+
     async def _drive(self, run: str, active: _Active, inbox: MemoryObjectReceiveStream[m.Input]) -> None:
         """One run, from `Begin` to its terminal event."""
         try:
-            async with anyio.create_task_group() as stages:
-                await self._step(run, active, m.Begin(), stages)
+            async with anyio.create_task_group() as tasks:
+                await self._step(run, active, m.Begin(), tasks)
+                if (seconds := active.spec.budget.seconds) is not None:
+                    tasks.start_soon(_later, active, seconds, m.TimeUp())
                 while not active.machine.over:
-                    await self._step(run, active, await inbox.receive(), stages)
+                    await self._step(run, active, await inbox.receive(), tasks)
+                tasks.cancel_scope.cancel()
         except Exception:
             log.exception("driving %s failed", run)
             await self._give_up(run)
         finally:
             inbox.close()
+            self._executor.hold(run, False)
             self._active.pop(run, None)
             active.done.set()
 
-    async def _step(self, run: str, active: _Active, given: m.Input, stages: TaskGroup) -> None:
-        active.machine, commands = m.step(active.machine, given)
+    async def _step(self, run: str, active: _Active, given: m.Input, tasks: TaskGroup) -> None:
+        active.machine, commands = step(active.machine, given)
+        records = [c for c in commands if isinstance(c, m.Record)]
+        for record in records:
+            self.journal.post(run, record.stage, record.body)
+        if records:
+            # Durable before anything follows from it, and before anybody is told.
+            await self.journal.flush()
         for command in commands:
             match command:
-                case m.Record(stage, body):
-                    await self.journal.record(run, stage, body)
                 case m.Launch(stage):
-                    stages.start_soon(self._stage, run, active, stage, name=f"{run}/{stage}")
+                    tasks.start_soon(self._stage, run, active, active.stages[stage], name=f"{run}/{stage}")
                 case m.Interrupt(stage):
                     if scope := active.scopes.get(stage):
-                        scope.cancel()  # a stage that has no scope yet looks at machine.cancel first
+                        scope.cancel()  # a stage that has no scope yet looks at the machine first
+                case m.Rest(stage, seconds):
+                    tasks.start_soon(_later, active, seconds, m.Rested(stage))
+                case m.Hold(held):
+                    self._executor.hold(run, held)
 
-    async def _stage(self, run: str, active: _Active, name: str) -> None:
-        """One stage; sends exactly one `Ended`, whatever happens."""
+    async def _stage(self, run: str, active: _Active, stage: Stage) -> None:
+        """One attempt of a stage; sends exactly one `Ended`, whatever happens."""
+        name = stage.box.name
+        ended = m.Ended(name, "cancelled")
+        try:
+            with CancelScope() as active.scopes[name]:
+                if active.machine.stop is None and name not in active.machine.doomed:
+                    ended = await self._attempt(run, active, stage)
+        except Exception as e:
+            ended = m.Ended(name, "failed", trouble=_trouble(e))
+        finally:
+            active.scopes.pop(name, None)
+            active.tell(ended)
+
+    async def _attempt(self, run: str, active: _Active, stage: Stage) -> m.Ended:
+        name = stage.box.name
+        job = await self._job(run, active, stage)
+        key = None if active.spec.fresh else await self._cache.key(job)
+        if key is not None and (hit := await self._cache.find(key)):
+            active.outputs.add(name, Output(hit.output, hit.output_file))
+            return m.Ended(name, "succeeded", hit.output, hit.output_file, hit.source)
 
         async def emit(body: Body) -> None:
             await self.journal.emit(run, name, body)
 
         async def moved(state: m.Progress) -> None:
-            await active.inbox.send(m.Moved(name, state))
+            active.tell(m.Moved(name, state))
 
-        async def waits(waiting: Waiting) -> None:
-            await emit(Notice(message=f"Waiting for room: {waiting}."))
+        began = math.inf
 
-        ended = m.Ended(
-            name, "cancelled", trouble=_trouble(Cancelled("The stage was cancelled.", cause="cancelled"))
-        )
+        async def admitted() -> None:
+            nonlocal began
+            began = anyio.current_time()
+            if (seconds := stage.box.budget.seconds) is not None:
+                clock.deadline = began + seconds - active.seconds.get(name, 0.0)
+
         try:
-            with CancelScope() as scope:
-                active.scopes[name] = scope
-                if active.machine.cancel is not None:
-                    scope.cancel()  # cancelled between its launch and this line
-                box = next(s.box for s in active.spec.stages if s.box.name == name)
-                room = self.admission.admitted(box.memory_mb, box.vcpus, what=f"Stage {name!r}", tell=waits)
-                async with room:
-                    job = await self._job(run, active, name)
-                    output = await run_stage(job, self._host, emit, moved)
-                active.outputs[name] = output
-                ended = m.Ended(name, "succeeded", output=output)
-        except Exception as e:
-            ended = m.Ended(name, "failed", trouble=_trouble(e))
+            with CancelScope() as clock:
+                text = await self._executor.run(job, emit, moved, admitted)
+                output = await active.outputs.keep(name, text)
         finally:
-            with suppress(anyio.BrokenResourceError), anyio.move_on_after(5, shield=True):
-                await active.inbox.send(ended)
+            active.seconds[name] = active.seconds.get(name, 0.0) + max(0.0, anyio.current_time() - began)
+        if clock.cancelled_caught:
+            return m.Ended(name, "failed", trouble=verdicts.time_up(stage.box.budget, name))
+        # Whatever was asked for: a run that would take no earlier result still leaves one.
+        if key := key or await self._cache.key(job):
+            await self._cache.keep(key, run, name)
+        return m.Ended(name, "succeeded", output.text, output.file)
 
-    async def _job(self, run: str, active: _Active, name: str) -> StageJob:
-        stage = next(s for s in active.spec.stages if s.box.name == name)
-        inputs: Mapping[str, Path] = {}
-        if not stage.needs:
-            inputs = {n: await self.artifacts.verified(f.digest) for n, f in active.spec.inputs.items()}
-        return StageJob(run, stage, inputs, {need: active.outputs[need] for need in stage.needs})
+    async def _job(self, run: str, active: _Active, stage: Stage) -> StageJob:
+        files = {**({} if stage.needs else active.spec.inputs), **stage.inputs}
+
+        def metered(call: ModelCall) -> None:
+            self.journal.post(run, stage.box.name, call)
+            usd = None if is_unpriced(call) else call.cost_usd or 0.0
+            active.tell(m.Metered(stage.box.name, verdicts.Spent(usd, call.tokens.total)))
+
+        return StageJob(
+            run,
+            stage,
+            inputs={n: await self.artifacts.verified(f.digest) for n, f in files.items()},
+            files=files,
+            upstream=await active.outputs.of(stage.needs),
+            metered=metered,
+        )
 
     async def _give_up(self, run: str) -> None:
         """The driver itself failed (the store refuses to write, say): leave a terminal event if possible."""
@@ -223,14 +333,31 @@ class Runner:
                     await anyio.sleep(0.5)
 
 
+async def _later(active: _Active, seconds: float, given: m.Input) -> None:
+    await anyio.sleep(seconds)
+    active.tell(given)
+
+
+async def interrupt(journal: Journal, record: RunRecord, trouble: Trouble) -> None:
+    """Put a run whose daemon is gone to rest: what was at work is queued again, what had ended stays."""
+    for stage in record.stages.values():
+        if stage.state not in TERMINAL and stage.state != "queued":
+            await journal.emit(record.id, stage.name, StageChanged(state="queued", trouble=trouble))
+    if record.state not in AT_REST:
+        await journal.record(record.id, None, RunChanged(state="interrupted", trouble=trouble))
+
+
 async def end_abruptly(journal: Journal, record: RunRecord, trouble: Trouble) -> None:
-    """End a run whose driver is gone: stages that were going on fail with `trouble`, waiting ones are skipped."""
+    """End a run that nobody drives: stages that were going on fail with `trouble`, waiting ones are skipped."""
+    cancelled = trouble.kind == "cancelled"
     for stage in record.stages.values():
         if stage.state in TERMINAL:
             continue
-        state = StageChanged(state="skipped" if _waited(stage) else "failed", trouble=trouble)
-        await journal.emit(record.id, stage.name, state)
-    await journal.record(record.id, None, RunChanged(state="failed", trouble=trouble))
+        end = "cancelled" if cancelled else "skipped" if _waited(stage) else "failed"
+        await journal.emit(record.id, stage.name, StageChanged(state=end, trouble=trouble))
+    await journal.record(
+        record.id, None, RunChanged(state="cancelled" if cancelled else "failed", trouble=trouble)
+    )
 
 
 def _waited(stage: StageRecord) -> bool:

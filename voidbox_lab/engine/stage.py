@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,11 +19,11 @@ import anyio
 from voidbox_lab.agents import Adapter, Launch, Parser
 from voidbox_lab.box.trouble import first_error
 from voidbox_lab.engine.lines import Lines
-from voidbox_lab.engine.machine import Progress
+from voidbox_lab.engine.moves import Progress
 from voidbox_lab.engine.ports import Box, Boxes, Exit, Process
 from voidbox_lab.errors import BoxLost, CommandFailed, LimitExceeded, VoidboxError
-from voidbox_lab.spec import Stage, VoidBoxSpec
-from voidbox_lab.spec.events import MAX_TEXT, AgentLog, Body, BoxBooted, Notice, ToolCall
+from voidbox_lab.spec import InputFile, Stage, VoidBoxSpec, is_json, merged
+from voidbox_lab.spec.events import MAX_TEXT, AgentLog, Body, BoxBooted, ModelCall, Notice, ToolCall
 
 INPUT_DIR = "/workspace/input"
 TELEMETRY_S = 1.0
@@ -35,6 +35,10 @@ PROVISION_S = 120.0
 """Bound on putting inputs and skills into a box, beyond what their size takes at `PROVISION_RATE`."""
 PROVISION_RATE = 5 << 20
 """Bytes a second that even a slow box takes."""
+KILL_S = 3.0
+"""What a cancelled agent's processes get to be killed in the guest, before the box goes with all that is in it."""
+MANY_NEEDS = 16
+"""A stage that needs more stages than this finds their outputs merged in one file, and not one by one."""
 MAX_OUTPUT_BYTES = 64 << 20
 """Most bytes an agent may write to its standard output and error together."""
 MAX_INPUT_JSON = 128 * 1024
@@ -57,6 +61,25 @@ class Session(Protocol):
         """Why the latest model request failed on the host's side, if it did."""
         ...
 
+    async def close(self) -> None:
+        """End its requests, upstream first, and let no more in. Bounded; twice is allowed."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoSession:
+    """The session of a stage that has no model: its box has no way out at all."""
+
+    base_url: str = ""
+    token: str = ""
+    socket: Path | None = None
+
+    def trouble(self) -> None:
+        """Nothing was asked, so nothing failed."""
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
 
 @dataclass(frozen=True)
 class StageJob:
@@ -67,7 +90,11 @@ class StageJob:
     inputs: Mapping[str, Path]
     """File name in the guest to a verified file on the host."""
     upstream: Mapping[str, str]
-    """Stage to its output, for every stage this one needs."""
+    """Stage to its output, for every stage this one needs that has one."""
+    files: Mapping[str, InputFile] = field(default_factory=dict)
+    """The files of `inputs` by their digests."""
+    metered: Callable[[ModelCall], None] = field(default=lambda _call: None, compare=False)
+    """Told of each model call of the stage when it has ended; must not block."""
 
     @property
     def box(self) -> VoidBoxSpec:
@@ -86,15 +113,27 @@ class Host:
     """An async context manager of a `Session`: registered on entry, revoked on exit."""
 
 
-async def run_stage(job: StageJob, host: Host, emit: Emit, moved: Callable[[Progress], Awaitable[None]]) -> str:
+Moved = Callable[[Progress], Awaitable[None]]
+
+
+async def run_stage(
+    job: StageJob, host: Host, emit: Emit, moved: Moved, seen: Callable[[Box], None] = lambda _box: None
+) -> str:
     """Run `job` to its end and return the agent's answer. The box is closed when this returns or raises.
+
+    Cancelled, it lets go in this order, each step bounded: the model's streams, upstream first; the guest's
+    processes; the box.
+
+    Args:
+        seen: told of the box once its agent is about to start.
 
     Raises:
         VoidboxError: one of the five kinds; anything else is a fault of this program.
     """
-    adapter = host.adapter(job.box.agent)
+    adapter = host.adapter(job.box.adapter)
     await moved("booting")
-    async with host.session(job) as session, _open(job, host, adapter, session) as box:
+    registered = host.session(job) if job.box.model is not None else nullcontext(NoSession())
+    async with registered as session, _open(job, host, adapter, session) as box:
         await emit(BoxBooted(facts=box.facts))
         if box.facts.start_note:
             await emit(Notice(level="warning", message=f"Booted, not cloned: {box.facts.start_note}"))
@@ -104,9 +143,12 @@ async def run_stage(job: StageJob, host: Host, emit: Emit, moved: Callable[[Prog
             launch = adapter.prepare(spec, spec.skills, session.base_url, session.token)
             for path, data in launch.files.items():
                 await box.put(data, path)
+        if job.stage.stdin_from is not None:
+            launch = replace(launch, stdin=job.upstream.get(job.stage.stdin_from, "").encode())
+        seen(box)
         await moved("running")
         parser = adapter.parser()
-        ended = await _drive(box, job, launch, parser, emit)
+        ended = await _drive(box, job, launch, parser, emit, session)
         await moved("collecting")
         try:
             return _collect(job, parser, ended)
@@ -145,7 +187,7 @@ async def _open(job: StageJob, host: Host, adapter: Adapter, session: Session) -
 def _provisioning(job: StageJob) -> Iterator[None]:
     """Bound on provisioning, which grows with what is to be put in."""
     size = sum(path.stat().st_size for path in job.inputs.values())
-    size += sum(len(text) for text in job.upstream.values())
+    size += 2 * sum(len(text) for text in job.upstream.values())
     seconds = round(PROVISION_S + size / PROVISION_RATE, 1)
     with anyio.move_on_after(seconds) as scope:
         yield
@@ -163,17 +205,25 @@ async def _provision_inputs(box: Box, job: StageJob) -> VoidBoxSpec:
     """Put the inputs and the outputs of earlier stages in; the spec with a note about the latter."""
     for name, source in job.inputs.items():
         await box.put(source, f"{INPUT_DIR}/{name}")
-    for name, text in job.upstream.items():
-        await box.put(text.encode(), f"{INPUT_DIR}/{name}.md")
-    if not job.upstream:
+    notes = []
+    if len(job.upstream) <= MANY_NEEDS:
+        for name, text in job.upstream.items():
+            await box.put(text.encode(), f"{INPUT_DIR}/{name}.md")
+            notes.append(f"- {INPUT_DIR}/{name}.md: the answer of stage {name!r}")
+    if merge := job.stage.merging:
+        name = "merged.json" if is_json(merge) else "merged.md"
+        await box.put(merged(merge, job.upstream).encode(), f"{INPUT_DIR}/{name}")
+        how = ", in this order, null for none" if merge.by == "json" else f" ({merge.by})"
+        notes.append(f"- {INPUT_DIR}/{name}: the answers of {', '.join(merge.leaves[:MANY_NEEDS])} merged{how}")
+    if not notes or job.box.command is not None:
         return job.box
-    files = "\n".join(f"- {INPUT_DIR}/{name}.md: the answer of stage {name!r}" for name in job.upstream)
+    files = "\n".join(notes)
     return job.box.model_copy(
         update={"prompt": f"{job.box.prompt}\n\nEarlier stages left their answers:\n{files}"}
     )
 
 
-async def _drive(box: Box, job: StageJob, launch: Launch, parser: Parser, emit: Emit) -> Exit:
+async def _drive(box: Box, job: StageJob, launch: Launch, parser: Parser, emit: Emit, session: Session) -> Exit:
     """Start the agent, carry its events, and return its `Exit`."""
     timeout_s = job.box.timeout_s
     budget = _Budget(MAX_OUTPUT_BYTES)
@@ -191,6 +241,12 @@ async def _drive(box: Box, job: StageJob, launch: Launch, parser: Parser, emit: 
                 background.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise first_error(group) from group
+        except anyio.get_cancelled_exc_class():
+            # The upstream first: a model that goes on talking to nobody goes on costing.
+            with anyio.CancelScope(shield=True):
+                await session.close()
+                await process.kill(KILL_S)
+            raise
         if ended.timed_out:
             raise _too_slow(job, timeout_s)
         return ended

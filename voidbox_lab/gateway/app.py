@@ -34,7 +34,7 @@ from voidbox_lab.gateway.scripted import Library, ScriptedUpstream
 from voidbox_lab.gateway.session import Live, Sessions, StageSession
 from voidbox_lab.gateway.translate import TranslatedUpstream
 from voidbox_lab.gateway.upstream import Ask, HttpUpstream, Upstream, new_client
-from voidbox_lab.spec import Model
+from voidbox_lab.spec import Model, digest_json
 from voidbox_lab.spec.events import ModelCall
 
 METER_S = 5.0
@@ -99,6 +99,16 @@ class Gateway:
             self._library.load(model.name)
         else:
             keys.key(model)
+
+    def script_digest(self, model: Model) -> str | None:
+        """The digest of a scripted model's script; None for any other model.
+
+        Raises:
+            UserError: there is no such script.
+        """
+        if model.provider != "scripted":
+            return None
+        return digest_json(self._library.load(model.name).model_dump(mode="json"))
 
     def register(self, session: StageSession) -> str:
         """Let a stage in; returns the token its agent shows as ``x-api-key`` or bearer token."""

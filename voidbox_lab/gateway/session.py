@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import anyio
 from voidbox_lab.errors import VoidboxError
 from voidbox_lab.gateway.keys import Keys
 from voidbox_lab.spec import Model
+from voidbox_lab.spec.events import ModelCall
 
 TOKEN_BYTES = 32
 
@@ -25,6 +27,8 @@ class StageSession:
     stage: str
     model: Model
     keys: Keys = field(default_factory=Keys)
+    metered: Callable[[ModelCall], None] = field(default=lambda _call: None, compare=False, repr=False)
+    """For whoever listens to the gateway's calls: whom a call of this stage is for."""
 
 
 class InFlight(Protocol):

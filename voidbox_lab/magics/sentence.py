@@ -30,7 +30,8 @@ def failure(record: RunRecord) -> VoidboxError | None:
     if record.state == "succeeded":
         return None
     for stage in record.stages.values():
-        if stage.trouble is not None and stage.state == "failed":
+        # The one the run failed for: others may have failed without harm.
+        if stage.state == "failed" and stage.trouble is not None and stage.trouble == record.trouble:
             return _error(stage.trouble, f"Stage {stage.name!r} of run {record.id} failed: ")
     if record.trouble is not None:
         return _error(record.trouble, f"Run {record.id}: ")

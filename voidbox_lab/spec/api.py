@@ -11,7 +11,7 @@ from voidbox_lab.spec.policy import Policy
 from voidbox_lab.spec.run import BoxFacts
 from voidbox_lab.spec.voidbox import MIN_MEMORY_MB
 
-API_VERSION = 2
+API_VERSION = 3
 """Raised when an old client could misread a new daemon."""
 
 

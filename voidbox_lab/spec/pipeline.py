@@ -29,9 +29,9 @@ class Pipeline:
     pools: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, box: VoidBoxSpec, *, needs: Sequence[str] = (), **place: object) -> Pipeline:
-        """One stage. `place` holds further fields of `Stage`."""
-        return cls((validated(Stage, box=box, needs=tuple(needs), **place),), box.name)
+    def of(cls, box: VoidBoxSpec, *, pools: Mapping[str, int] | None = None, **place: object) -> Pipeline:
+        """One stage. `place` holds further fields of `Stage`, `pools` the size of the pool it may name."""
+        return cls((validated(Stage, box=box, **place),), box.name, dict(pools or {}))
 
     @classmethod
     def beside(cls, parts: Sequence[Pipeline], *, reduce: Reducer = "json") -> Pipeline:
@@ -65,6 +65,7 @@ class Pipeline:
         inputs: Mapping[str, InputFile] | None = None,
         budget: Budget | None = None,
         name: str | None = None,
+        fresh: bool = False,
     ) -> RunSpec:
         """The run of this pipeline.
 
@@ -80,6 +81,7 @@ class Pipeline:
             budget=budget or Budget(),
             pools=dict(self.pools),
             result=result,
+            fresh=fresh,
         )
 
 

@@ -90,6 +90,8 @@ class RunSpec(Spec):
     """File name (no directory) to file; every stage without needs sees all of them."""
     budget: Budget = Budget()
     """Of all stages together."""
+    fresh: bool = False
+    """Run every stage, although an earlier result of the same stage may be known."""
     pools: dict[Name, Annotated[int, Field(ge=1, le=1024)]] = Field(default_factory=dict, max_length=64)
     """Most stages of a pool that are at work at once."""
     result: Name | Merge | None = None

@@ -2,7 +2,7 @@
 
 from voidbox_lab.store.artifacts import Artifacts
 from voidbox_lab.store.contract import MAX_EVENT_BYTES, MAX_EVENTS_PER_RUN, Entry, Store
-from voidbox_lab.store.fold import apply, new_record, rebuild
+from voidbox_lab.store.fold import apply, is_unpriced, new_record, rebuild
 from voidbox_lab.store.sqlite import SqliteStore
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "SqliteStore",
     "Store",
     "apply",
+    "is_unpriced",
     "new_record",
     "rebuild",
 ]

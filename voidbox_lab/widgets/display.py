@@ -149,6 +149,8 @@ def facts(state: ViewState) -> dict[str, Any]:
             "isolation": s.box.isolation if s.box else None,
             "vsock": s.box.vsock if s.box else None,
             "boot_s": s.box.boot_s if s.box else None,
+            "cached": s.cached.model_dump() if s.cached else None,
+            "attempts": s.attempt,
             "model": s.model,
             "model_source": s.model_source,
             "tokens": s.tokens.total,

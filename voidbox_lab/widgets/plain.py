@@ -38,6 +38,8 @@ def _stage_lines(old: StageView | None, new: StageView) -> Iterator[str]:
         line = _entry_line(before.get(entry.key), entry)
         if line:
             yield f"{new.name}  {line}"
+    if new.queue and new.queue != (old.queue if old else None):
+        yield f"{new.name}  {new.queue}"
     if new.state != (old.state if old else "queued"):
         yield f"{new.name}  {new.state}{_about(new)}"
         if new.state == "succeeded" and new.output is not None:
@@ -59,9 +61,11 @@ def _about(stage: StageView) -> str:
     if stage.state == "provisioning" and stage.box is not None:
         box = stage.box
         return f": {box.isolation.upper()} box, {box.memory_mb} MB, up in {seconds(box.boot_s)}"
+    if stage.state == "retrying" and stage.trouble:
+        return f" after attempt {stage.attempt}: {stage.trouble.message}"
     if not stage.over:
         return ""
-    facts = []
+    facts = [f"cached from {stage.cached.run}"] if stage.cached else []
     if stage.started_at is not None and stage.finished_at is not None:
         facts.append(f"after {seconds(stage.finished_at - stage.started_at)}")
     if stage.turns:

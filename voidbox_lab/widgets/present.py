@@ -58,6 +58,8 @@ def _head(stage: StageView, now: float) -> dict[str, Any]:
     facts = [
         f
         for f in (
+            stage.attempt > 1 and f"attempt {stage.attempt}",
+            stage.queue,
             stage.turns and count(stage.turns, "turn"),
             stage.tool_calls and count(stage.tool_calls, "tool"),
         )
@@ -98,6 +100,9 @@ def _said(stage: StageView) -> int | None:
 
 def _badges(stage: StageView) -> list[dict[str, str]]:
     badges = []
+    if stage.cached is not None:
+        title = f"An earlier result, of stage {stage.cached.stage} in {stage.cached.run}; nothing ran."
+        badges.append({"kind": "cached", "text": "cached", "title": title})
     if stage.box is not None:
         badges.append(
             {"kind": stage.box.isolation, "text": stage.box.isolation.upper(), "title": box_title(stage.box)}

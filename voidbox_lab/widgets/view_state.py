@@ -23,13 +23,14 @@ from voidbox_lab.spec.events import (
     Event,
     ModelCall,
     Notice,
+    Queued,
     RunChanged,
     StageChanged,
     Telemetry,
     ToolCall,
     ToolResult,
 )
-from voidbox_lab.spec.run import TERMINAL, BoxFacts, RunRecord, StageRecord, Tokens, Trouble
+from voidbox_lab.spec.run import AT_REST, TERMINAL, BoxFacts, CachedFrom, RunRecord, StageRecord, Tokens, Trouble
 from voidbox_lab.widgets.text import Clip, clean, one_line
 
 MAX_STAGES = 256
@@ -84,6 +85,10 @@ class StageView:
     started_at: float | None = None
     finished_at: float | None = None
     trouble: Trouble | None = None
+    queue: str | None = None
+    """While it waits for room: its place and what is lacking."""
+    attempt: int = 0
+    cached: CachedFrom | None = None
     output: Clip | None = None
     entries: tuple[Entry, ...] = ()
     next_key: int = 0
@@ -117,8 +122,8 @@ class ViewState:
 
     @property
     def over(self) -> bool:
-        """It will not change any more."""
-        return self.state in TERMINAL
+        """It will not change any more, unless somebody resumes it."""
+        return self.state in AT_REST
 
     @property
     def tokens(self) -> Tokens:
@@ -143,7 +148,9 @@ def begin(record: RunRecord) -> ViewState:
         created_at=record.created_at,
         stages={
             s.box.name: StageView(
-                name=s.box.name, model=str(s.box.model), model_source=_declared_source(s.box.model)
+                name=s.box.name,
+                model=str(s.box.model) if s.box.model else None,
+                model_source=_declared_source(s.box.model),
             )
             for s in record.spec.stages[:MAX_STAGES]
         },
@@ -152,7 +159,7 @@ def begin(record: RunRecord) -> ViewState:
 
 def _declared_source(model: Any) -> str | None:
     # A scripted model can be known before the first call; live and replay are the gateway's to say.
-    return "scripted" if model.provider == "scripted" else None
+    return "scripted" if model is not None and model.provider == "scripted" else None
 
 
 def settle(state: ViewState, record: RunRecord) -> ViewState:
@@ -179,6 +186,9 @@ def _settle_stage(view: StageView, kept: StageRecord) -> StageView:
         started_at=kept.started_at,
         finished_at=kept.finished_at,
         trouble=_trouble(kept.trouble),
+        queue=one_line(kept.queue.message, 200) if kept.queue else None,
+        attempt=kept.attempts,
+        cached=kept.cached,
         output=_output(kept.output) if kept.output is not None else view.output,
     )
 
@@ -200,7 +210,7 @@ def fold(state: ViewState, event: Event) -> ViewState:
     state = replace(state, last_seq=event.seq)
     body = event.body
     if isinstance(body, RunChanged):
-        over = body.state in TERMINAL
+        over = body.state in AT_REST
         return replace(
             state,
             state=body.state,
@@ -236,13 +246,21 @@ def _stage_changed(stage: StageView, body: StageChanged, at: float) -> StageView
         state=body.state,
         started_at=started,
         finished_at=at if over and started is not None else None,
-        trouble=_trouble(body.trouble) or stage.trouble,
+        trouble=None if body.state == "succeeded" else _trouble(body.trouble) or stage.trouble,
+        queue=None,
+        attempt=body.attempt or stage.attempt,
+        cached=body.cached or stage.cached,
         output=_output(body.output) if body.output is not None else stage.output,
     )
 
 
 def _box(stage: StageView, body: BoxBooted, _at: float) -> StageView:
     return replace(stage, box=body.facts, memory_total_kb=body.facts.memory_mb * 1024)
+
+
+def _queued(stage: StageView, body: Queued, _at: float) -> StageView:
+    place = "next" if body.ahead == 0 else f"{body.ahead} in front"
+    return replace(stage, queue=f"waits for room ({place}): {one_line(body.message, 200)}")
 
 
 def _text(stage: StageView, body: AgentText, at: float) -> StageView:
@@ -317,6 +335,7 @@ def _telemetry(stage: StageView, body: Telemetry, _at: float) -> StageView:
 
 _FOLDS: dict[type, Callable[[StageView, Any, float], StageView]] = {
     StageChanged: _stage_changed,
+    Queued: _queued,
     BoxBooted: _box,
     AgentText: _text,
     ToolCall: _tool_call,

@@ -1,0 +1,87 @@
+"""Earlier results of the same stage: same spec, inputs, image, model and policy, so the same answer may be taken.
+
+What the agent could not see is not in the key: a stage's name, its budget, its time-out, its failure domain. What
+it could see is: names and bytes of its inputs, the outputs it builds on, the layers it runs on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from voidbox_lab.engine.stage import StageJob
+from voidbox_lab.errors import VoidboxError
+from voidbox_lab.spec import CachedFrom, InputFile, VoidBoxSpec, digest_bytes, digest_json
+from voidbox_lab.store import Store
+
+KEY_VERSION = 1
+"""Raised when what a stage is given changes: its prompt's notes, its files' names."""
+UNSEEN = frozenset({"name", "budget", "timeout_s", "on_failure", "retry"})
+
+Identify = Callable[[VoidBoxSpec], Awaitable[str]]
+"""The digest of what a box would run on: kernel, layers, agent, a scripted model's script.
+
+Raises:
+    VoidboxError: it cannot be told, or the image is not there.
+"""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An earlier result."""
+
+    output: str
+    output_file: InputFile | None
+    source: CachedFrom
+
+
+class StageCache:
+    """Finds and keeps results by key. A cache that fails costs a run nothing but the saving."""
+
+    def __init__(self, store: Store, identify: Identify) -> None:
+        self._store, self._identify = store, identify
+
+    async def key(self, job: StageJob) -> str | None:
+        """The key of `job`; None if it has none."""
+        try:
+            identity = await self._identify(job.box)
+        except VoidboxError as e:
+            log.debug("%s/%s has no key: %s", job.run, job.box.name, e)
+            return None
+        stage = job.stage
+        return digest_json(
+            {
+                "version": KEY_VERSION,
+                "identity": identity,
+                "box": stage.box.model_dump(mode="json", exclude=set(UNSEEN)),
+                "inputs": {name: file.digest for name, file in sorted(job.files.items())},
+                "upstream": [[name, digest_bytes(text.encode())] for name, text in job.upstream.items()],
+                "merge": stage.merging.model_dump(mode="json") if stage.merging else None,
+                "stdin_from": stage.stdin_from,
+            }
+        )
+
+    async def find(self, key: str) -> Hit | None:
+        """The latest result under `key`, if it is still there."""
+        try:
+            found = await self._store.recall(key)
+            if found is None:
+                return None
+            run, name = found
+            stage = (await self._store.get_run(run)).stages.get(name)
+        except VoidboxError as e:
+            log.warning("the stage cache cannot be read: %s", e)
+            return None
+        if stage is None or stage.state != "succeeded" or stage.output is None:
+            return None
+        return Hit(stage.output, stage.output_file, CachedFrom(run=run, stage=name))
+
+    async def keep(self, key: str, run: str, stage: str) -> None:
+        """Remember that `stage` of `run` has the result for `key`."""
+        try:
+            await self._store.remember(key, run, stage)
+        except VoidboxError as e:
+            log.warning("the stage cache cannot be written: %s", e)

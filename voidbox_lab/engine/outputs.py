@@ -1,0 +1,61 @@
+"""What the stages of a run answered: in the record as far as it is short, as an artifact where it is long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from voidbox_lab.spec import MAX_OUTPUT, InputFile, RunRecord
+from voidbox_lab.store import Artifacts
+
+MAX_BYTES = 64 << 20
+"""Longest output that is read back, in bytes."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """An answer: all of it in `text`, or its beginning there and all of it in `file`."""
+
+    text: str
+    file: InputFile | None = None
+
+
+class Outputs:
+    """Outputs of one run by stage; those of `record` if it is to go on."""
+
+    def __init__(self, artifacts: Artifacts, record: RunRecord | None = None) -> None:
+        self._artifacts = artifacts
+        self._kept: dict[str, Output] = {}
+        for name, stage in (record.stages if record else {}).items():
+            if stage.state == "succeeded" and stage.output is not None:
+                self._kept[name] = Output(stage.output, stage.output_file)
+
+    def add(self, stage: str, output: Output) -> None:
+        """Take an output that is kept already."""
+        self._kept[stage] = output
+
+    async def keep(self, stage: str, text: str) -> Output:
+        """Take `text`; it is on disk when this returns if it is too long for a record."""
+        output = Output(text)
+        if len(text) > MAX_OUTPUT:
+            output = Output(text[:MAX_OUTPUT], await self._artifacts.put(text.encode(errors="replace")))
+        self.add(stage, output)
+        return output
+
+    async def of(self, stages: Iterable[str]) -> dict[str, str]:
+        """The whole outputs of those of `stages` that have one.
+
+        Raises:
+            ProviderError: one that is an artifact is gone or damaged.
+        """
+        found = {}
+        for name in stages:
+            if (output := self._kept.get(name)) is None:
+                continue
+            text = output.text
+            if output.file is not None:
+                text = (await self._artifacts.read(output.file.digest, max_bytes=MAX_BYTES)).decode(
+                    errors="replace"
+                )
+            found[name] = text
+        return found
