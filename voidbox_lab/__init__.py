@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from voidbox_lab.api import Run, VoidBox
+    from voidbox_lab.api import Pipeline, Run, VoidBox, fan_out
     from voidbox_lab.errors import (
         BoxLost,
         Cancelled,
@@ -26,15 +26,19 @@ if TYPE_CHECKING:
         UserError,
         VoidboxError,
     )
-    from voidbox_lab.spec import Model, Policy, Rlimits, Skill
+    from voidbox_lab.spec import Budget, Model, Policy, Retry, Rlimits, Skill
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Pipeline": "voidbox_lab.api",
     "Run": "voidbox_lab.api",
     "VoidBox": "voidbox_lab.api",
+    "fan_out": "voidbox_lab.api",
+    "Budget": "voidbox_lab.spec",
     "Model": "voidbox_lab.spec",
     "Policy": "voidbox_lab.spec",
+    "Retry": "voidbox_lab.spec",
     "Rlimits": "voidbox_lab.spec",
     "Skill": "voidbox_lab.spec",
     "BoxLost": "voidbox_lab.errors",
@@ -49,12 +53,15 @@ _HOME = {
 
 __all__ = [
     "BoxLost",
+    "Budget",
     "Cancelled",
     "CommandFailed",
     "LimitExceeded",
     "Model",
+    "Pipeline",
     "Policy",
     "ProviderError",
+    "Retry",
     "Rlimits",
     "Run",
     "Skill",
@@ -63,6 +70,7 @@ __all__ = [
     "VoidBox",
     "VoidboxError",
     "__version__",
+    "fan_out",
     "load_ipython_extension",
     "unload_ipython_extension",
 ]

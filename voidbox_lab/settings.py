@@ -51,6 +51,8 @@ class Settings:
     """`VOIDBOX_SPARES`: most clones kept ready for the next stage, per process; 0 keeps none."""
     templates_mb: int = 4096
     """`VOIDBOX_TEMPLATES_MB`: megabytes of templates kept on disk; the least recently used go."""
+    fresh: bool = False
+    """`VOIDBOX_FRESH`: runs take no earlier results from the stage cache unless they say otherwise."""
     boot_log: Path | None = None
     """`VOIDBOX_BOOT_LOG`: every box that boots appends a line of JSON there, so that a test run or an
     administrator can count what really booted."""
@@ -91,6 +93,7 @@ class Settings:
             warm=_choice(env, "VOIDBOX_WARM", get_args(WarmChoice)),
             spares=_count(env, "VOIDBOX_SPARES", 4),
             templates_mb=_count(env, "VOIDBOX_TEMPLATES_MB", 4096),
+            fresh=_switch(env, "VOIDBOX_FRESH"),
             boot_log=Path(env["VOIDBOX_BOOT_LOG"]) if env.get("VOIDBOX_BOOT_LOG") else None,
         )
 
@@ -162,6 +165,13 @@ def _shm_base(runtime: Path) -> Path:
     if not os.access(shm, os.W_OK | os.X_OK):
         return runtime / "shm"
     return shm / f"voidbox-{os.getuid()}-{hashlib.sha256(str(runtime).encode()).hexdigest()[:8]}"
+
+
+def _switch(env: dict[str, str], name: str) -> bool:
+    value = env.get(name, "").lower()
+    if value not in {"", "0", "1", "false", "true"}:
+        raise UserError(f"{name}={value!r} is neither 0 nor 1; set one of them or unset it.")
+    return value in {"1", "true"}
 
 
 def _count(env: dict[str, str], name: str, default: int) -> int:

@@ -74,7 +74,9 @@ class Client:
 
     def resume(self, run_id: str) -> RunRecord:
         """Let a paused run go on, or one whose daemon died. `UserError` for one that has ended."""
-        return RunRecord.model_validate_json(self._call(Call("POST", protocol.run(run_id, then="/resume"))).content)
+        return RunRecord.model_validate_json(
+            self._call(Call("POST", protocol.run(run_id, then="/resume"))).content
+        )
 
     def events(self, run_id: str, after: int = 0) -> Iterator[Event]:
         """As `AsyncClient.events`."""

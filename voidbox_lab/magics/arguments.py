@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from voidbox_lab.errors import UserError
-from voidbox_lab.spec import MIN_MEMORY_MB
+from voidbox_lab.spec import MIN_MEMORY_MB, Budget, OnFailure, Retry, parse_failure
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,6 +78,20 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _budget(text: str) -> Budget:
+    try:
+        return Budget.parse(text)
+    except UserError as e:
+        raise argparse.ArgumentTypeError(e.message) from e
+
+
+def _failure(text: str) -> tuple[OnFailure, Retry | None]:
+    try:
+        return parse_failure(text)
+    except UserError as e:
+        raise argparse.ArgumentTypeError(e.message) from e
+
+
 MEMORY = _whole(MIN_MEMORY_MB, 1 << 20, "MB", "; less than that does not hold the guest's kernel and agent")
 
 
@@ -105,6 +119,18 @@ def stage_parser() -> Parser:
     p.add_argument(
         "--timeout", type=_seconds, default=300, metavar="S", help="seconds for the agent (default: 300)"
     )
+    p.add_argument("--image", default="default", metavar="NAME", help="the box's image (default: default)")
+    p.add_argument(
+        "--budget",
+        type=_budget,
+        default=Budget(),
+        metavar="SPEC",
+        help="the most it may spend: usd=N,tokens=N,seconds=N",
+    )
+    p.add_argument(
+        "--on-failure", type=_failure, default=("fail", None), metavar="DOMAIN",
+        help="fail (default), skip, continue, or 'retry(N, SECONDS)', or both: 'retry(2) continue'",
+    )  # fmt: skip
     p.add_argument(
         "--allow-command", action="append", metavar="PROGRAM",
         help="a program the agent may execute, and no other; repeat for more (default: all of the image's)",
@@ -124,6 +150,10 @@ def run_parser() -> Parser:
     p.add_argument(
         "--timeout", type=_seconds, metavar="S", help="seconds per stage, instead of what each declares"
     )
+    p.add_argument(
+        "--budget", type=_budget, default=Budget(), metavar="SPEC", help="the most all stages may spend together"
+    )
+    p.add_argument("--fresh", action="store_true", help="run every stage, although an earlier result may be known")
     p.add_argument("--quiet", action="store_true", help="show nothing, only return the run")
     p.add_argument("--allow-failure", action="store_true", help="return a run that failed instead of raising")
     return p
@@ -145,11 +175,15 @@ def attach_parser() -> Parser:
     return p
 
 
-def cancel_parser() -> Parser:
-    """``%voidbox cancel``."""
-    p = Parser("%voidbox cancel", "Cancel a run.")
-    p.add_argument("run", help="id of the run")
-    return p
+def run_id_parser(name: str, description: str) -> Callable[[], Parser]:
+    """``%voidbox cancel``, ``pause`` and ``resume``."""
+
+    def parser() -> Parser:
+        p = Parser(f"%voidbox {name}", description)
+        p.add_argument("run", help="id of the run")
+        return p
+
+    return parser
 
 
 def list_parser(what: str) -> Callable[[], Parser]:
@@ -162,7 +196,9 @@ CELL: dict[str, Callable[[], Parser]] = {"skill": skill_parser, "stage": stage_p
 LINE: dict[str, Callable[[], Parser]] = {
     "run": run_parser,
     "attach": attach_parser,
-    "cancel": cancel_parser,
+    "cancel": run_id_parser("cancel", "Cancel a run."),
+    "pause": run_id_parser("pause", "Start nothing more of a run; what is at work goes on."),
+    "resume": run_id_parser("resume", "Let a paused run go on, or one whose daemon died."),
     "runs": runs_parser,
     "skills": list_parser("skills"),
     "stages": list_parser("stages"),

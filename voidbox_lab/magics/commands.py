@@ -29,7 +29,7 @@ from voidbox_lab.spec import Model, Policy, RunRecord, Skill, validated
 from voidbox_lab.widgets.display import Surface, choose, in_kernel
 from voidbox_lab.widgets.follow import follow
 
-WAITING = frozenset({"run", "attach", "cancel", "runs"})
+WAITING = frozenset({"run", "attach", "cancel", "pause", "resume", "runs"})
 """Subcommands that return a `Pending`."""
 
 
@@ -49,7 +49,8 @@ class VoidboxMagics(Magics):
         """Run AI agents in micro-VMs.
 
         %%voidbox skill, %%voidbox stage        declare, in a cell
-        %voidbox run, attach, cancel, runs      act
+        %voidbox run, attach, runs              act
+        %voidbox cancel, pause, resume
         %voidbox skills, stages                 list what is declared
 
         Each has --help.
@@ -121,6 +122,10 @@ class VoidboxMagics(Magics):
                 vcpus=options.vcpus,
                 timeout_s=options.timeout,
                 policy=validated(Policy, commands=tuple(options.allow_command) if options.allow_command else None),
+                image=options.image,
+                budget=options.budget,
+                on_failure=options.on_failure[0],
+                retry=options.on_failure[1],
             )
         )
 
@@ -146,7 +151,9 @@ class VoidboxMagics(Magics):
         surface = choose(quiet=options.quiet, shell=self.shell)
         async with AsyncClient() as client:
             inputs = {name: await client.upload(path) for name, path in paths.items()}
-            record = await submitted(client, pipeline.build(order, boxes.__getitem__, inputs))
+            fresh = options.fresh or client.settings.fresh
+            spec = pipeline.build(order, boxes.__getitem__, inputs, budget=options.budget, fresh=fresh)
+            record = await submitted(client, spec)
             self.started.append(record.id)
             return await _shown_run(client, record, surface, options, owner=True)
 
@@ -158,6 +165,14 @@ class VoidboxMagics(Magics):
     async def _cancel(self, options: argparse.Namespace) -> None:
         async with AsyncClient() as client:
             await client.cancel(options.run)
+
+    async def _pause(self, options: argparse.Namespace) -> None:
+        async with AsyncClient() as client:
+            await client.pause(options.run)
+
+    async def _resume(self, options: argparse.Namespace) -> None:
+        async with AsyncClient() as client:
+            await client.resume(options.run)
 
     async def _runs(self, options: argparse.Namespace) -> Any:
         async with AsyncClient() as client:

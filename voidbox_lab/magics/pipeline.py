@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
 
 from voidbox_lab.errors import UserError
-from voidbox_lab.spec import RunSpec, Stage, VoidBoxSpec, validated
+from voidbox_lab.spec import Pipeline, RunSpec, VoidBoxSpec
 from voidbox_lab.spec.run import InputFile
 
 _TOKEN = re.compile(r"\s*([|\[\],]|[^\s|\[\],]+)")
@@ -44,16 +46,15 @@ def _group(part: str) -> list[str]:
 
 
 def build(
-    order: Sequence[Sequence[str]], lookup: Callable[[str], VoidBoxSpec], inputs: dict[str, InputFile]
+    order: Sequence[Sequence[str]],
+    lookup: Callable[[str], VoidBoxSpec],
+    inputs: dict[str, InputFile],
+    **options: Any,
 ) -> RunSpec:
-    """The run of `order`, with each stage by `lookup`.
+    """The run of `order`, with each stage by `lookup`. `options` are those of `Pipeline.run_spec`.
 
     Raises:
         UserError: a stage named twice, or whatever `lookup` raises.
     """
-    stages: list[Stage] = []
-    needs: tuple[str, ...] = ()
-    for group in order:
-        stages += [Stage(box=lookup(name), needs=needs) for name in group]
-        needs = tuple(group)
-    return validated(RunSpec, stages=tuple(stages), inputs=inputs)
+    parts = [Pipeline.beside([Pipeline.of(lookup(name)) for name in group]) for group in order]
+    return reduce(Pipeline.then, parts).run_spec(inputs=inputs, **options)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from voidbox_lab.errors import UserError
-from voidbox_lab.spec import Model, Policy, Skill, VoidBoxSpec, validated
+from voidbox_lab.spec import Budget, Model, OnFailure, Policy, Retry, Skill, VoidBoxSpec, validated
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class StageDeclaration:
     vcpus: int
     timeout_s: float
     policy: Policy
+    image: str = "default"
+    budget: Budget = Budget()  # noqa: RUF009 - frozen
+    on_failure: OnFailure = "fail"
+    retry: Retry | None = None
 
 
 @dataclass
@@ -73,6 +77,10 @@ class Registry:
             vcpus=stage.vcpus,
             timeout_s=timeout_s if timeout_s is not None else stage.timeout_s,
             policy=stage.policy,
+            image=stage.image,
+            budget=stage.budget,
+            on_failure=stage.on_failure,
+            retry=stage.retry,
         )
 
 

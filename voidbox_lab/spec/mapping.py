@@ -1,4 +1,4 @@
-"""One stage over many items: expanded into a stage per item, before anything runs, so that the run says what it is."""
+"""One stage over many items: a stage per item, expanded before anything runs, so that the run says what it is."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def item_file(data: bytes) -> InputFile:
 
 
 def expand(box: VoidBoxSpec, items: Sequence[InputFile], concurrency: int) -> Pipeline:
-    """`box` once per item, as stages ``NAME-1``, ``NAME-2``, …, side by side, at most `concurrency` at work at once.
+    """`box` once per item, as stages ``NAME-1``, ``NAME-2``, …, side by side, `concurrency` at work at most.
 
     Each finds its item in ``/workspace/input/item.json``; their answers are merged as a JSON array in the items'
     order.
@@ -47,7 +47,9 @@ def expand(box: VoidBoxSpec, items: Sequence[InputFile], concurrency: int) -> Pi
     if not items:
         raise UserError(f"There is nothing to map {box.name!r} over; give at least one item.")
     if len(items) > MAX_STAGES:
-        raise UserError(f"{len(items)} items are more than the {MAX_STAGES} stages of a run; map over slices of them.")
+        raise UserError(
+            f"{len(items)} items are more than the {MAX_STAGES} stages of a run; map over slices of them."
+        )
     if concurrency < 1:
         raise UserError(f"A concurrency of {concurrency} lets nothing run; give 1 or more.")
     prompt = f"{box.prompt}\n\n{NOTE}" if box.command is None else ""

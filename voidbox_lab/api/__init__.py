@@ -1,0 +1,31 @@
+"""The Python API: boxes, pipelines and their runs.
+
+    from voidbox_lab import VoidBox
+
+    run = VoidBox("analyst", prompt="Which stock did best?", model="anthropic:claude-sonnet-4-5").run("stocks.csv")
+    run.result, run.stages["analyst"].output, run.to_frame()
+
+A run that failed is a `Run` with ``state == "failed"`` and `trouble`, for a notebook wants to look at it;
+`Run.check` raises. What could not even begin raises at once.
+"""
+
+from voidbox_lab.api.box import VoidBox
+from voidbox_lab.api.compose import Composable, Pipeline, budget_of, fan_out
+from voidbox_lab.api.inputs import Inputs, Source, named
+from voidbox_lab.api.run import Run
+from voidbox_lab.api.waiting import blocking, persistently, submitted
+
+__all__ = [
+    "Composable",
+    "Inputs",
+    "Pipeline",
+    "Run",
+    "Source",
+    "VoidBox",
+    "blocking",
+    "budget_of",
+    "fan_out",
+    "named",
+    "persistently",
+    "submitted",
+]
