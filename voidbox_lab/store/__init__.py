@@ -5,6 +5,7 @@ from voidbox_lab.store.contract import MAX_EVENT_BYTES, MAX_EVENTS_PER_RUN, Entr
 from voidbox_lab.store.directory import DirectoryStore
 from voidbox_lab.store.fold import apply, new_record, rebuild
 from voidbox_lab.store.opening import open_store
+from voidbox_lab.store.retention import Pruned, prune
 from voidbox_lab.store.sqlite import SqliteStore
 
 __all__ = [
@@ -13,10 +14,12 @@ __all__ = [
     "Artifacts",
     "DirectoryStore",
     "Entry",
+    "Pruned",
     "SqliteStore",
     "Store",
     "apply",
     "new_record",
     "open_store",
+    "prune",
     "rebuild",
 ]
