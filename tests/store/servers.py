@@ -37,6 +37,8 @@ class Server:
         self.socket = self.home / "s"
         self.port = port
         self._options = ["--appendonly", "yes" if append_only else "no", "--save", ""]
+        # With everysec a write may wait for an fsync that is under way, and be lost by a kill -9.
+        self._options += ["--appendfsync", "always"]
         if password:
             self._options += ["--requirepass", password]
         self._process: subprocess.Popen[bytes] | None = None

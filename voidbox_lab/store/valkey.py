@@ -10,9 +10,11 @@
 Changes are Lua scripts, so each is done as a whole. An append names the number it continues from: one that
 another process came before is folded again, and one whose answer was lost is recognised by its token.
 
-Durability is the server's: with ``appendonly yes`` an acknowledged event survives the death of this process and
-of the server's (kill -9); what a power failure takes is up to its ``appendfsync``. A server that keeps nothing
-on disk, or may evict keys, is warned of in the log.
+Durability: an acknowledged event is with the server, so it survives the death of this process (kill -9). What
+survives the server's own death is up to its settings: with ``appendonly yes`` and ``appendfsync always``
+everything does; with the usual ``everysec`` the last one or two seconds may be missing, whole appends of them,
+also after a kill -9, since a write waits for an fsync that is under way. A server that keeps nothing on disk, or
+may evict keys, is warned of in the log.
 """
 
 from __future__ import annotations
