@@ -34,7 +34,7 @@ async def _filled(root: Path, events: int = 5) -> Path:
     for i in range(events):
         await store.append("r1", [text(f"{i}")])
     await store.aclose()
-    return root / "runs" / "r1"
+    return root / "r1"
 
 
 async def _texts(root: Path) -> list[str]:
@@ -106,7 +106,7 @@ async def test_the_record_is_only_a_cache(tmp_path: Path, how: str) -> None:
     await store.append("r1", [text("x"), end("failed", at=3)])
     expected = await store.get_run("r1")
     await store.aclose()
-    file = tmp_path / "runs" / "r1" / "record.json"
+    file = tmp_path / "r1" / "record.json"
     saved = file.read_text()
     match how:
         case "missing":
@@ -129,7 +129,7 @@ async def test_the_index_is_made_again(tmp_path: Path, how: str) -> None:
     store = await DirectoryStore.open(tmp_path)
     await store.create_run("r1", run_spec(), at=1)
     await store.append("r1", [text(str(i)) for i in range(4 * STRIDE)])
-    index = tmp_path / "runs" / "r1" / "events.index"
+    index = tmp_path / "r1" / "events.index"
     good = index.read_bytes()
     assert len(good) == 8 * 4
     bad = {"short": good[:13], "zero": bytes(len(good)), "wrong": good[:8] * 4, "huge": b"\xff" * len(good)}
@@ -202,13 +202,13 @@ async def test_one_process_at_a_time(tmp_path: Path) -> None:
 async def test_what_is_no_run_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Strange directories, links and left-overs neither stop the store nor are listed; left-overs go."""
     await _filled(tmp_path)
-    runs = tmp_path / "runs"
+    runs = tmp_path
     for name in ("empty", "bad name", ".new-1", ".gone-1"):
         (runs / name).mkdir()
     (runs / "link").symlink_to(runs / "r1")
     store = await DirectoryStore.open(tmp_path)
     assert [r.id for r in await store.list_runs()] == ["r1"]
-    assert {p.name for p in runs.iterdir()} == {"r1", "empty", "bad name", "link"}
+    assert {p.name for p in runs.iterdir()} == {"r1", "empty", "bad name", "link", ".lock"}
     assert "left alone" in caplog.text
     with pytest.raises(UserError, match="already"):
         await store.create_run("empty", run_spec(), at=0)
@@ -221,7 +221,7 @@ async def test_a_record_is_never_far_behind(tmp_path: Path) -> None:
     await store.create_run("r1", run_spec(), at=1)
     for _ in range(25):
         await store.append("r1", [text("x")] * 100)
-        saved = json.loads((tmp_path / "runs" / "r1" / "record.json").read_text())["seq"]
+        saved = json.loads((tmp_path / "r1" / "record.json").read_text())["seq"]
         assert await store.count_events("r1") - saved < CHECKPOINT_EVENTS
     await store.aclose()
 
@@ -233,7 +233,7 @@ async def test_a_torn_line_of_the_stage_cache_costs_only_itself(tmp_path: Path) 
     await store.remember(one, "r1", "one")
     await store.remember(two, "r1", "one")
     await store.aclose()
-    file = tmp_path / "cache.jsonl"
+    file = tmp_path / ".stages.jsonl"
     file.write_bytes(file.read_bytes()[:-9])
     for _ in range(2):
         store = await DirectoryStore.open(tmp_path)

@@ -1,11 +1,11 @@
 """The store as a directory that can be read with a pager: one directory per run.
 
-    lock                    flock(2)ed by the one process that has the store open
-    cache.jsonl             the stage cache: {"key", "run", "stage"}, or {"forget": run}
-    runs/<id>/spec.json     the spec, as it was submitted
-    runs/<id>/events.jsonl  the truth: a header, then the events (`eventlog`)
-    runs/<id>/events.index  where to seek in them
-    runs/<id>/record.json   the fold of the events so far, and how far that is: a cache
+    .lock              flock(2)ed by the one process that has the store open
+    .stages.jsonl      the index of the stage cache: {"key", "run", "stage"}, or {"forget": run}
+    <id>/spec.json     the spec, as it was submitted
+    <id>/events.jsonl  the truth: a header, then the events (`eventlog`)
+    <id>/events.index  where to seek in them
+    <id>/record.json   the fold of the events so far, and how far that is: a cache
 
 Everything is 0600 or 0700. Heads of all runs (about 300 bytes each) are in memory.
 
@@ -39,7 +39,7 @@ from voidbox_lab.store import codec, fold
 from voidbox_lab.store.contract import MAX_EVENTS_PER_RUN, Entry
 from voidbox_lab.store.eventlog import Extent
 from voidbox_lab.store.rundir import Head, RunDir, Unreadable, lock
-from voidbox_lab.store.stagecache import StageCache
+from voidbox_lab.store.stageindex import StageIndex
 
 T = TypeVar("T")
 CHECKPOINT_EVENTS = 1000
@@ -71,7 +71,7 @@ class DirectoryStore:
         self._heads: dict[str, Head] = {}
         self._order: list[tuple[float, int, str]] = []
         self._live: dict[str, _Live] = {}
-        self._cache: StageCache | None = None
+        self._cache: StageIndex | None = None
         self._lock: int | None = None
 
     @classmethod
@@ -159,20 +159,18 @@ class DirectoryStore:
     # -- in threads -----------------------------------------------------------------------------
 
     def _first(self) -> None:
-        runs = self.root / "runs"
-        for place in (self.root, runs):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if place.stat().st_mode & 0o077:
-                place.chmod(0o700)
-        self._lock = lock(self.root / "lock")
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.root.stat().st_mode & 0o077:
+            self.root.chmod(0o700)
+        self._lock = lock(self.root / ".lock")
         try:
-            for place in runs.iterdir():
+            for place in self.root.iterdir():
                 if place.name.startswith((".new-", ".gone-")):
                     shutil.rmtree(place, ignore_errors=True)
-                elif stat.S_ISDIR(place.lstat().st_mode):
+                elif not place.name.startswith(".") and stat.S_ISDIR(place.lstat().st_mode):
                     self._recover(place)
             self._order = sorted((head.created_at, head.order, run) for run, head in self._heads.items())
-            self._cache = StageCache(self.root / "cache.jsonl", self._heads.__contains__)
+            self._cache = StageIndex(self.root / ".stages.jsonl", self._heads.__contains__)
         except BaseException:
             os.close(self._lock)
             self._lock = None
@@ -245,7 +243,7 @@ class DirectoryStore:
             raise codec.unended(run)
         del self._heads[run]
         try:
-            gone = self._dir(run).place.rename(self.root / "runs" / f".gone-{secrets.token_hex(8)}")
+            gone = self._dir(run).place.rename(self.root / f".gone-{secrets.token_hex(8)}")
         except BaseException:
             self._heads[run] = head
             raise
@@ -274,7 +272,7 @@ class DirectoryStore:
     # -- shared ---------------------------------------------------------------------------------
 
     def _dir(self, run: str) -> RunDir:
-        return RunDir(self.root / "runs" / run, run)
+        return RunDir(self.root / run, run)
 
     def _head(self, run: str) -> Head:
         self._check_open()
@@ -283,7 +281,7 @@ class DirectoryStore:
             return head
         raise codec.unknown(run)
 
-    def _check_open(self) -> StageCache:
+    def _check_open(self) -> StageIndex:
         if self._cache is None:
             raise ProviderError(f"The store {self.root} is closed.", cause="store")
         return self._cache

@@ -14,7 +14,7 @@ from typing import Any
 from voidbox_lab.store.rundir import write_file
 
 
-class StageCache:
+class StageIndex:
     """The cache in the file `path`; entries of runs that `exists` does not know are dropped."""
 
     def __init__(self, path: Path, exists: Callable[[str], bool]) -> None:
