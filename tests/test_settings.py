@@ -44,3 +44,16 @@ def test_a_wrong_choice_is_one_sentence(name: str) -> None:
     """It names the variable and the choices."""
     with pytest.raises(UserError, match=f"{name}='fast' is not one of auto, "):
         Settings.from_env({name: "fast"})
+
+
+def test_where_runs_are_kept() -> None:
+    """SQLite if nothing is said; a URL may hold a password, so neither errors nor `repr` show it."""
+    assert Settings.from_env({}).store == "sqlite"
+    for good in ("sqlite", "directory", "valkey://:secret@host/0", "rediss://host", "unix:///run/valkey.sock"):
+        settings = Settings.from_env({"VOIDBOX_STORE": good})
+        assert settings.store == good
+        assert "secret" not in repr(settings)
+    for wrong in ("mysql://:secret@host", "valky://:secret@host", "secret"):
+        with pytest.raises(UserError, match="VOIDBOX_STORE is none of sqlite, directory") as caught:
+            Settings.from_env({"VOIDBOX_STORE": wrong})
+        assert "secret" not in str(caught.value)

@@ -17,7 +17,7 @@ import hashlib
 import os
 import stat
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -29,6 +29,8 @@ APP = "voidbox-lab"
 AccelChoice = Literal["auto", "kvm", "tcg"]
 VsockChoice = Literal["auto", "kernel", "user"]
 WarmChoice = Literal["auto", "off"]
+STORE_URLS = ("valkey://", "valkeys://", "redis://", "rediss://", "unix://")
+"""How the URL of a Valkey server begins; with an ``s`` by TLS, with ``unix`` through a socket."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Settings:
     """`VOIDBOX_TEMPLATES_MB`: megabytes of templates kept on disk; the least recently used go."""
     fresh: bool = False
     """`VOIDBOX_FRESH`: runs take no earlier results from the stage cache unless they say otherwise."""
+    store: str = field(default="sqlite", repr=False)
+    """`VOIDBOX_STORE`: ``sqlite``, ``directory`` or a server's URL, whose password is for nobody to see."""
     boot_log: Path | None = None
     """`VOIDBOX_BOOT_LOG`: every box that boots appends a line of JSON there, so that a test run or an
     administrator can count what really booted."""
@@ -94,6 +98,7 @@ class Settings:
             spares=_count(env, "VOIDBOX_SPARES", 4),
             templates_mb=_count(env, "VOIDBOX_TEMPLATES_MB", 4096),
             fresh=_switch(env, "VOIDBOX_FRESH"),
+            store=_store(env),
             boot_log=Path(env["VOIDBOX_BOOT_LOG"]) if env.get("VOIDBOX_BOOT_LOG") else None,
         )
 
@@ -179,6 +184,17 @@ def _count(env: dict[str, str], name: str, default: int) -> int:
     if not text.isdecimal() or len(text) > 7:
         raise UserError(f"{name}={text!r} is not a whole number; set one or unset it.")
     return int(text)
+
+
+def _store(env: dict[str, str]) -> str:
+    value = env.get("VOIDBOX_STORE") or "sqlite"
+    if value not in {"sqlite", "directory"} and not value.startswith(STORE_URLS):
+        # Not repeated: a URL with a slip in its scheme may hold a password.
+        raise UserError(
+            "VOIDBOX_STORE is none of sqlite, directory and a URL that begins with "
+            f"{', '.join(STORE_URLS)}; set one of them or unset it."
+        )
+    return value
 
 
 def _choice(env: dict[str, str], name: str, choices: tuple[str, ...]) -> Literal["auto"]:

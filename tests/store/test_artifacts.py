@@ -81,3 +81,27 @@ async def test_what_is_no_digest_never_becomes_a_path(tmp_path: Path, digest: st
 async def test_an_artifact_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="upload it first"):
         await (await Artifacts.open(tmp_path)).read(digest_bytes(b"never seen"))
+
+
+async def test_listing_and_removing(tmp_path: Path) -> None:
+    """What is asked for counts as new; what is new is spared where that is asked for."""
+    artifacts = await Artifacts.open(tmp_path)
+    assert await artifacts.list() == []
+    files = sorted([await artifacts.put(b"one"), await artifacts.put(b"three")], key=lambda f: f.digest)
+    (tmp_path / "sha256" / "no-artifact").mkdir()
+    (tmp_path / "sha256" / "aa").mkdir(exist_ok=True)
+    (tmp_path / "sha256" / "aa" / "nor-this").touch()
+    assert [(a.digest, a.size) for a in await artifacts.list()] == [(f.digest, f.size) for f in files]
+    first, second = (f.digest for f in files)
+    for digest in (first, second):
+        os.utime(await artifacts.verified(digest), (100, 100))
+    assert await artifacts.has(second)
+    assert [a.modified == 100 for a in await artifacts.list()] == [True, False]
+    assert not await artifacts.remove(second, before=200)
+    assert not await artifacts.remove(first, before=100)
+    assert await artifacts.remove(first, before=200)
+    assert not await artifacts.remove(first)
+    assert not await artifacts.has(first)
+    assert await artifacts.remove(second)
+    with pytest.raises(UserError, match="not an artifact digest"):
+        await artifacts.remove("../../etc/passwd")

@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from tests.store.conformance import StoreContract, run_spec, text
-from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
-from voidbox_lab.spec.events import RunChanged
-from voidbox_lab.store import Entry, SqliteStore, Store
+from tests.store.conformance import Place, StoreContract, end, run_spec, text
+from voidbox_lab.errors import ProviderError, UserError
+from voidbox_lab.store import SqliteStore
 from voidbox_lab.store.schema import MIGRATIONS, migrate
 
 
 class TestSqlite(StoreContract):
     @pytest.fixture
-    def reopen(self, tmp_path: Path) -> Callable[[], Awaitable[Store]]:
-        return lambda: SqliteStore.open(tmp_path / "runs.sqlite")
-
-
-_KILLED = """
-import anyio, sys
-from pathlib import Path
-from tests.store.conformance import run_spec, text
-from voidbox_lab.store import SqliteStore
-
-async def main():
-    store = await SqliteStore.open(Path(sys.argv[1]))
-    await store.create_run("r1", run_spec(), at=0)
-    while True:
-        event = (await store.append("r1", [text("x")]))[-1]
-        print(event.seq, flush=True)
-
-anyio.run(main)
-"""
+    def place(self, tmp_path: Path) -> Place:
+        return "sqlite", tmp_path
 
 
 @pytest.mark.anyio
@@ -66,28 +44,6 @@ async def test_nobody_else_can_read_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_acknowledged_events_survive_kill_9(tmp_path: Path) -> None:
-    """A writer is killed in the middle of writing; all it acknowledged is there, numbered without gaps."""
-    path = tmp_path / "runs.sqlite"
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", _KILLED, str(path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}
-    ) as writer:
-        assert writer.stdout
-        seen = 0
-        while seen < 50:
-            seen = int(writer.stdout.readline())
-        writer.send_signal(signal.SIGKILL)
-        seen = max([seen, *map(int, writer.stdout.read().split())])
-    store = await SqliteStore.open(path)
-    events = await store.read_events("r1", limit=5000)
-    assert [e.seq for e in events] == list(range(1, len(events) + 1))
-    assert len(events) >= seen
-    await store.aclose()
-
-
-@pytest.mark.anyio
 async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "runs.sqlite"
     await (await SqliteStore.open(path)).aclose()
@@ -107,18 +63,6 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     migrate(connection, tmp_path, [*MIGRATIONS, lambda c: c.execute("CREATE TABLE extra (x)") and None])
     assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
     connection.close()
-
-
-@pytest.mark.anyio
-async def test_a_run_at_its_bound_can_still_end(tmp_path: Path) -> None:
-    store = await SqliteStore.open(tmp_path / "runs.sqlite", max_events=3)
-    await store.create_run("r1", run_spec(), at=0)
-    await store.append("r1", [text("x")] * 3)
-    with pytest.raises(LimitExceeded, match="3 events"):
-        await store.append("r1", [text("x")])
-    ended = await store.append("r1", [Entry(RunChanged(state="failed"), None, 1)])
-    assert ended[0].seq == 4
-    await store.aclose()
 
 
 @pytest.mark.anyio
@@ -154,3 +98,54 @@ async def test_closing_ends_the_thread(tmp_path: Path) -> None:
     assert not any(t.name == "voidbox-store" for t in threading.enumerate())
     with pytest.raises(ProviderError, match="closed"):
         await store.list_runs()
+
+
+@pytest.mark.anyio
+async def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Its runs are listed by state, and can be deleted."""
+    path = tmp_path / "runs.sqlite"
+    store = await SqliteStore.open(path)
+    for run in ("r1", "r2"):
+        await store.create_run(run, run_spec(), at=0)
+    await store.append("r1", [end("failed")])
+    await store.aclose()
+    with sqlite3.connect(path) as old:
+        for sql in ("INDEX runs_by_state", "TABLE stage_cache", "TABLE doomed"):
+            old.execute(f"DROP {sql}")
+        old.execute("ALTER TABLE runs DROP COLUMN state")
+        old.execute("PRAGMA user_version = 1")
+    store = await SqliteStore.open(path)
+    assert [r.id for r in await store.list_runs(state="failed")] == ["r1"]
+    assert [r.id for r in await store.list_runs(state="queued")] == ["r2"]
+    await store.delete_run("r1")
+    assert [r.id for r in await store.list_runs()] == ["r2"]
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_deletion_cut_short_is_finished_at_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite"
+    store = await SqliteStore.open(path)
+    await store.create_run("r1", run_spec(), at=0)
+    await store.append("r1", [text("x")] * 50)
+    await store.aclose()
+    with sqlite3.connect(path) as half:
+        half.execute("DELETE FROM runs")
+        half.execute("INSERT INTO doomed VALUES ('r1')")
+    store = await SqliteStore.open(path)
+    with sqlite3.connect(path) as look:
+        left = look.execute("SELECT (SELECT count(*) FROM events), (SELECT count(*) FROM doomed)").fetchone()
+    assert left == (0, 0)
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_the_file_shrinks_when_runs_go(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite"
+    store = await SqliteStore.open(path)
+    await store.create_run("r1", run_spec(), at=0)
+    for _ in range(5):
+        await store.append("r1", [text("x" * 1000)] * 5000)
+    await store.delete_run("r1", force=True)
+    await store.aclose()
+    assert path.stat().st_size < 1_000_000

@@ -31,7 +31,7 @@ from voidbox_lab.machines import available_memory_mb
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import RunRecord, RunSpec, Trouble
 from voidbox_lab.spec.api import API_VERSION, Health
-from voidbox_lab.store import Artifacts, SqliteStore, Store
+from voidbox_lab.store import Artifacts, Store, open_store
 
 SHUTDOWN_S = 30.0
 """Bound on closing the boxes of cancelled runs when the daemon ends."""
@@ -72,7 +72,7 @@ class Daemon:
     ) -> AsyncIterator[Daemon]:
         """The daemon over the store in `settings.data`. Runs that a dead daemon left are put to rest first."""
         async with AsyncExitStack() as stack:
-            store = await SqliteStore.open(settings.data / "runs.sqlite")
+            store = await open_store(settings.store, settings.data)
             stack.push_async_callback(store.aclose)
             artifacts = await Artifacts.open(settings.data / "artifacts")
             journal = Journal(store)

@@ -6,12 +6,14 @@ leaves at most a file under ``tmp/``, which the next start removes.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import hashlib
 import os
 import re
 import tempfile
 from collections.abc import AsyncIterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +24,17 @@ from voidbox_lab.spec import InputFile, digest_file
 
 MAX_ARTIFACT_BYTES = 2 << 30
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that is kept."""
+
+    digest: str
+    size: int
+    """Bytes."""
+    modified: float
+    """When it was uploaded or asked for last; UNIX time, seconds."""
 
 
 class Artifacts:
@@ -112,8 +125,46 @@ class Artifacts:
         return await to_thread.run_sync(path.read_bytes)
 
     async def has(self, digest: str) -> bool:
-        """Whether a file of that name is there; its content is not looked at."""
-        return await to_thread.run_sync(self._place(digest).is_file)
+        """Whether a file of that name is there; its content is not looked at.
+
+        It counts as modified now: who asks is about to refer to it, and retention spares what is young.
+        """
+        return await to_thread.run_sync(_touch, self._place(digest))
+
+    async def list(self) -> builtins.list[Artifact]:
+        """All that are there, by digest.
+
+        Raises:
+            ProviderError: cause ``store``: they cannot be listed.
+        """
+        try:
+            return await to_thread.run_sync(self._list)
+        except OSError as e:
+            raise ProviderError(
+                f"The artifacts in {self.root} cannot be listed: {e.strerror}.", cause="store"
+            ) from e
+
+    async def remove(self, digest: str, *, before: float | None = None) -> bool:
+        """Remove an artifact; whether it was there. With `before` (UNIX time) only if not modified since.
+
+        Raises:
+            UserError: not a digest.
+            ProviderError: cause ``store``: it cannot be removed.
+        """
+        try:
+            return await to_thread.run_sync(_remove, self._place(digest), before)
+        except OSError as e:
+            raise ProviderError(f"The artifact {digest} cannot be removed: {e.strerror}.", cause="store") from e
+
+    def _list(self) -> builtins.list[Artifact]:
+        found = []
+        for path in sorted((self.root / "sha256").glob("??/*")):
+            digest = f"sha256:{path.name}"
+            if _DIGEST.fullmatch(digest):
+                with contextlib.suppress(FileNotFoundError):
+                    facts = path.stat()
+                    found.append(Artifact(digest, facts.st_size, facts.st_mtime))
+        return found
 
     def _prepare(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -137,6 +188,26 @@ class Artifacts:
         place.parent.mkdir(exist_ok=True, mode=0o700)
         # Also over an existing file: the same bytes, and a damaged one is healed by uploading it again.
         name.replace(place)
+
+
+def _touch(path: Path) -> bool:
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    except OSError:  # on a read-only disk nothing is removed either
+        return path.is_file()
+    return path.is_file()
+
+
+def _remove(path: Path, before: float | None) -> bool:
+    try:
+        if before is not None and path.stat().st_mtime >= before:
+            return False
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 async def _chunks(data: bytes | AsyncIterable[bytes]) -> AsyncIterable[bytes]:

@@ -34,7 +34,17 @@ CREATE TABLE events (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: Sequence[Migration] = (_V1,)
+# `doomed` names runs that are deleted while their events still go, a slice at a time.
+_V2 = """
+ALTER TABLE runs ADD COLUMN state TEXT NOT NULL DEFAULT 'queued';
+UPDATE runs SET state = json_extract(record, '$.state');
+CREATE INDEX runs_by_state ON runs (state, created_at);
+CREATE TABLE stage_cache (key TEXT NOT NULL PRIMARY KEY, run TEXT NOT NULL, stage TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX stage_cache_by_run ON stage_cache (run);
+CREATE TABLE doomed (run TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID;
+"""
+
+MIGRATIONS: Sequence[Migration] = (_V1, _V2)
 
 
 def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:

@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anyio import to_thread
-from pydantic_core import PydanticSerializationError
 
-from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
+from voidbox_lab.errors import ProviderError
 from voidbox_lab.spec import RunRecord, RunSpec
-from voidbox_lab.spec.events import BODY, Event, RunChanged, StageChanged
-from voidbox_lab.store import fold
-from voidbox_lab.store.contract import MAX_EVENT_BYTES, MAX_EVENTS_PER_RUN, MAX_PAGE, MAX_SPEC_BYTES, Entry
+from voidbox_lab.spec.events import BODY, Event
+from voidbox_lab.store import codec, fold
+from voidbox_lab.store.contract import MAX_EVENTS_PER_RUN, Entry
 from voidbox_lab.store.schema import migrate
 
 T = TypeVar("T")
@@ -39,6 +38,9 @@ BUSY_S = 5.0
 """How long a statement waits for another process's lock (there should be none)."""
 MAX_QUEUED = 4096
 MAX_READERS = 4
+INCREMENTAL = 2  # https://sqlite.org/pragma.html#pragma_auto_vacuum
+PURGE_SLICE = 10_000
+"""Events of a deleted run removed in one write."""
 
 
 class SqliteStore:
@@ -73,53 +75,82 @@ class SqliteStore:
 
     async def create_run(self, run: str, spec: RunSpec, *, at: float) -> RunRecord:
         """See `Store.create_run`."""
-        text = spec.model_dump_json()
-        if len(text.encode()) > MAX_SPEC_BYTES:
-            raise LimitExceeded(
-                f"The run's spec has more than {MAX_SPEC_BYTES} bytes; shorten prompts and skills.",
-                limit="spec",
-                value=MAX_SPEC_BYTES,
-                unit="bytes",
-            )
-        record = fold.new_record(run, spec, at=at)
+        text = codec.spec_text(spec)
+        record = fold.new_record(codec.check_run(run), spec, at=at)
         return await self._write(partial(self._create, record=record, spec=text))
 
     async def append(self, run: str, entries: Sequence[Entry]) -> list[Event]:
         """See `Store.append`."""
         if not entries:
             return []
-        return await self._write(partial(self._append, run=run, rows=[(e, _body(e)) for e in entries]))
+        return await self._write(partial(self._append, run=run, rows=[(e, codec.body_text(e)) for e in entries]))
 
     async def get_run(self, run: str) -> RunRecord:
         """See `Store.get_run`."""
         sql = "SELECT spec, record FROM runs WHERE id = ?"
         rows = await self._read(sql, (run,))
         if not rows:
-            raise _unknown(run)
-        return _record(*rows[0])
+            raise codec.unknown(run)
+        return codec.record_of(*rows[0])
 
     async def has_ended(self, run: str) -> bool:
         """See `Store.has_ended`."""
         rows = await self._read("SELECT finished_at IS NOT NULL FROM runs WHERE id = ?", (run,))
         if not rows:
-            raise _unknown(run)
+            raise codec.unknown(run)
         return bool(rows[0][0])
 
-    async def list_runs(self, *, limit: int = 100, unfinished: bool = False) -> list[RunRecord]:
+    async def list_runs(
+        self, *, limit: int = 100, unfinished: bool = False, before: str | None = None, state: str | None = None
+    ) -> list[RunRecord]:
         """See `Store.list_runs`."""
-        only = "WHERE finished_at IS NULL" if unfinished else ""
-        sql = f"SELECT spec, record FROM runs {only} ORDER BY created_at DESC, rowid DESC LIMIT ?"  # noqa: S608 - a constant
-        return [_record(*row) for row in await self._read(sql, (max(0, min(limit, MAX_PAGE)),))]
+        # rowid: the order of creation.
+        older = "(created_at, rowid) < (SELECT created_at, rowid FROM runs WHERE id = ?)"
+        only = ["finished_at IS NULL"] if unfinished else []
+        only += ["state = ?"] if state is not None else []
+        only += [older] if before is not None else []
+        where = f"WHERE {' AND '.join(only)}" if only else ""
+        sql = f"SELECT spec, record FROM runs {where} ORDER BY created_at DESC, rowid DESC LIMIT ?"  # noqa: S608 - constants
+        values = [v for v in (state, before) if v is not None]
+        rows = await self._read(sql, (*values, codec.page(limit)))
+        if before is not None and not rows:
+            await self._require(before)
+        return [codec.record_of(*row) for row in rows]
 
     async def read_events(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
         """See `Store.read_events`."""
-        sql = "SELECT seq, at, stage, body FROM events WHERE run = ? AND seq > ? ORDER BY seq LIMIT ?"
-        rows = await self._read(sql, (run, after, max(0, min(limit, MAX_PAGE))))
-        if not rows and not await self._read("SELECT 1 FROM runs WHERE id = ?", (run,)):
-            raise _unknown(run)
+        # The run is asked for as well: events of a deleted one may still be there for a moment.
+        known = "EXISTS (SELECT 1 FROM runs WHERE id = ?)"
+        sql = f"SELECT seq, at, stage, body FROM events WHERE {known} AND run = ? AND seq > ? ORDER BY seq LIMIT ?"  # noqa: S608 - a constant
+        rows = await self._read(sql, (run, run, after, codec.page(limit)))
+        if not rows:
+            await self._require(run)
         return [
             Event(seq=q, run=run, at=at, stage=stage, body=BODY.validate_json(body)) for q, at, stage, body in rows
         ]
+
+    async def count_events(self, run: str) -> int:
+        """See `Store.count_events`."""
+        sql = "SELECT (SELECT max(seq) FROM events WHERE run = runs.id) FROM runs WHERE id = ?"
+        rows = await self._read(sql, (run,))
+        if not rows:
+            raise codec.unknown(run)
+        return rows[0][0] or 0
+
+    async def delete_run(self, run: str, *, force: bool = False) -> None:
+        """See `Store.delete_run`. The run is gone at once, its events in slices that let others write between."""
+        await self._write(partial(self._delete, run=run, force=force))
+        while await self._write(partial(_purge, run=run)):
+            pass
+
+    async def remember(self, key: str, run: str, stage: str) -> None:
+        """See `Store.remember`."""
+        await self._write(partial(_remember, key=codec.check_key(key), run=run, stage=stage))
+
+    async def recall(self, key: str) -> tuple[str, str] | None:
+        """See `Store.recall`."""
+        rows = await self._read("SELECT run, stage FROM stage_cache WHERE key = ?", (codec.check_key(key),))
+        return (rows[0][0], rows[0][1]) if rows else None
 
     async def aclose(self) -> None:
         """See `Store.aclose`."""
@@ -138,9 +169,15 @@ class SqliteStore:
         _private(self.path)
         connection = _connect(self.path)
         try:
+            # Before the first table, or it has no effect; lets the file shrink when runs are deleted.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             migrate(connection, self.path)
+            # Deletions that the end of a process cut short.
+            for (run,) in connection.execute("SELECT run FROM doomed").fetchall():
+                while _purge(connection, run):
+                    pass
         except BaseException:
             connection.close()
             raise
@@ -189,37 +226,28 @@ class SqliteStore:
             future.set_result(result)
 
     def _create(self, connection: sqlite3.Connection, record: RunRecord, spec: str) -> RunRecord:
-        row = (record.id, record.created_at, spec, _dump(record))
+        row = (record.id, record.created_at, record.state, spec, codec.record_text(record))
         try:
-            connection.execute("INSERT INTO runs (id, created_at, spec, record) VALUES (?, ?, ?, ?)", row)
+            sql = "INSERT INTO runs (id, created_at, state, spec, record) VALUES (?, ?, ?, ?, ?)"
+            connection.execute(sql, row)
         except sqlite3.IntegrityError:
-            raise UserError(f"There is a run {record.id} already; give the new one another id.") from None
+            raise codec.taken(record.id) from None
+        while _purge(connection, record.id):
+            pass
         self._live[record.id] = (record, 0)
         return record
 
     def _append(self, connection: sqlite3.Connection, run: str, rows: list[tuple[Entry, str]]) -> list[Event]:
         before, last = self._live.get(run) or self._load(connection, run)
-        record, events = before, []
-        for seq, (entry, _) in enumerate(rows, start=last + 1):
-            if seq > self._max_events and not isinstance(entry.body, RunChanged | StageChanged):
-                raise LimitExceeded(
-                    f"The run {run} has {self._max_events} events, the most a run may have.",
-                    limit="events",
-                    value=self._max_events,
-                    unit="events",
-                )
-            # Bodies are frozen models already; validating them again would cost more than the insert.
-            event = Event.model_construct(seq=seq, run=run, at=entry.at, stage=entry.stage, body=entry.body)
-            record = fold.apply(record, event)
-            events.append(event)
+        record, events = codec.number(before, last, [entry for entry, _ in rows], self._max_events)
         connection.executemany(
             "INSERT INTO events (run, seq, at, stage, body) VALUES (?, ?, ?, ?, ?)",
             [(run, e.seq, e.at, e.stage, body) for e, (_, body) in zip(events, rows, strict=True)],
         )
         if record is not before:
             connection.execute(
-                "UPDATE runs SET record = ?, finished_at = ? WHERE id = ?",
-                (_dump(record), record.finished_at, run),
+                "UPDATE runs SET record = ?, state = ?, finished_at = ? WHERE id = ?",
+                (codec.record_text(record), record.state, record.finished_at, run),
             )
         if record.finished_at is None:
             self._live[run] = (record, events[-1].seq)
@@ -227,12 +255,23 @@ class SqliteStore:
             self._live.pop(run, None)
         return events
 
+    def _delete(self, connection: sqlite3.Connection, run: str, force: bool) -> None:
+        row = connection.execute("SELECT finished_at FROM runs WHERE id = ?", (run,)).fetchone()
+        if row is None:
+            raise codec.unknown(run)
+        if row[0] is None and not force:
+            raise codec.unended(run)
+        connection.execute("DELETE FROM runs WHERE id = ?", (run,))
+        connection.execute("DELETE FROM stage_cache WHERE run = ?", (run,))
+        connection.execute("INSERT INTO doomed (run) VALUES (?)", (run,))
+        self._live.pop(run, None)
+
     def _load(self, connection: sqlite3.Connection, run: str) -> tuple[RunRecord, int]:
         row = connection.execute("SELECT spec, record FROM runs WHERE id = ?", (run,)).fetchone()
         if row is None:
-            raise _unknown(run)
+            raise codec.unknown(run)
         last = connection.execute("SELECT max(seq) FROM events WHERE run = ?", (run,)).fetchone()[0]
-        return _record(*row), last or 0
+        return codec.record_of(*row), last or 0
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._writer is None:
@@ -246,6 +285,10 @@ class SqliteStore:
             return await asyncio.wrap_future(future)
 
     # -- readers --------------------------------------------------------------------------------
+
+    async def _require(self, run: str) -> None:
+        if not await self._read("SELECT 1 FROM runs WHERE id = ?", (run,)):
+            raise codec.unknown(run)
 
     async def _read(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         if self._writer is None:
@@ -264,6 +307,28 @@ class SqliteStore:
                 return connection.execute(sql, values).fetchall()
             finally:
                 self._readers.put(connection)
+
+
+def _purge(connection: sqlite3.Connection, run: str) -> bool:
+    """Remove a slice of a deleted run's events; whether there may be more."""
+    if not connection.execute("SELECT 1 FROM doomed WHERE run = ?", (run,)).fetchone():
+        return False  # done, or the id is in use again
+    first = connection.execute("SELECT min(seq) FROM events WHERE run = ?", (run,)).fetchone()[0]
+    if first is None:
+        connection.execute("DELETE FROM doomed WHERE run = ?", (run,))
+        return False
+    connection.execute("DELETE FROM events WHERE run = ? AND seq < ?", (run, first + PURGE_SLICE))
+    if connection.execute("PRAGMA auto_vacuum").fetchone()[0] == INCREMENTAL:
+        for _ in range(connection.execute("PRAGMA freelist_count").fetchone()[0]):
+            # A page each: as a statement without rows it is stepped once, however many it is asked for.
+            connection.execute("PRAGMA incremental_vacuum(1)")
+    return True
+
+
+def _remember(connection: sqlite3.Connection, key: str, run: str, stage: str) -> None:
+    if not connection.execute("SELECT 1 FROM runs WHERE id = ?", (run,)).fetchone():
+        raise codec.unknown(run)
+    connection.execute("INSERT OR REPLACE INTO stage_cache (key, run, stage) VALUES (?, ?, ?)", (key, run, stage))
 
 
 def _private(path: Path) -> None:
@@ -290,33 +355,3 @@ def _mapped(path: Path) -> Iterator[None]:
         raise ProviderError(
             f"The store {path} failed ({e}); check the disk's space and the file's permissions.", cause="store"
         ) from e
-
-
-def _body(entry: Entry) -> str:
-    try:
-        text = entry.body.model_dump_json()
-    except PydanticSerializationError as e:
-        # What one guest made of its event must not cost the others theirs.
-        raise UserError(f"An event of type {entry.body.type!r} has no JSON form.", cause="event") from e
-    if len(text.encode()) > MAX_EVENT_BYTES:
-        raise LimitExceeded(
-            f"An event of type {entry.body.type!r} has more than {MAX_EVENT_BYTES} bytes.",
-            limit="event",
-            value=MAX_EVENT_BYTES,
-            unit="bytes",
-        )
-    return text
-
-
-def _dump(record: RunRecord) -> str:
-    # The spec has a column of its own: it may be large, never changes, and a record is written often.
-    return record.model_dump_json(exclude={"spec"})
-
-
-def _record(spec: str, record: str) -> RunRecord:
-    # Both are JSON objects; joined as text, so that each is parsed once.
-    return RunRecord.model_validate_json(f'{{"spec":{spec},{record[1:]}')
-
-
-def _unknown(run: str) -> UserError:
-    return UserError(f"There is no run {run[:80]!r}; `voidbox runs` lists those there are.", cause="unknown-run")
