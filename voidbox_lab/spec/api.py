@@ -29,6 +29,15 @@ class Health(Frozen):
     """Open now."""
     keys: tuple[str, ...] = ()
     """Names of the model keys it holds; never their values."""
+    tcp: str | None = None
+    """The URL it listens at over TCP, if it was asked to."""
+
+
+class Swept(Frozen):
+    """What a sweep did."""
+
+    removed: tuple[str, ...]
+    """Names of domains, processes and directories whose owner was dead."""
 
 
 class ExecRequest(Spec):
