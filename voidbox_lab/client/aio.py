@@ -16,6 +16,7 @@ from httpx_sse import EventSource, ServerSentEvent, aconnect_sse
 from voidbox_lab.client import keys, protocol
 from voidbox_lab.client.launch import ensure_daemon
 from voidbox_lab.client.protocol import Call
+from voidbox_lab.client.way import way
 from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import InputFile, RunRecord, RunSpec
@@ -28,7 +29,7 @@ class AsyncClient:
 
     Args:
         settings: where the daemon is; default: from the environment.
-        start: start the daemon if none runs.
+        start: start the daemon if none runs. One that `VOIDBOX_DAEMON` names is used and never started.
         env: where model keys are looked for; default: the process environment.
 
     Every method raises `VoidboxError`; `ProviderError` with cause ``daemon-lost`` when the daemon went away.
@@ -87,6 +88,8 @@ class AsyncClient:
         while True:
             path, params = protocol.run(run_id, then="/events"), {"after": resume.after}
             try:
+                if resume.reconnect:
+                    await self._connect()
                 async with self._stream("GET", path, params) as stream:
                     async for sse in stream:
                         event = protocol.event_of(sse)
@@ -101,8 +104,6 @@ class AsyncClient:
             except (*protocol.LOST, ProviderError) as e:
                 pause = resume.broke(e)
             await anyio.sleep(pause)
-            if resume.reconnect:
-                await self._connect()
 
     async def upload(self, source: str | Path | bytes) -> InputFile:
         """Keep a file, or bytes, in the daemon's store."""
@@ -142,12 +143,9 @@ class AsyncClient:
             # Abandoned if the caller is cancelled: the daemon comes up all the same, and the next caller finds it.
             await to_thread.run_sync(ensure_daemon, self.settings, abandon_on_cancel=True)
         await self.aclose()
-        # verify=False: see launch.client
-        transport = httpx.AsyncHTTPTransport(uds=str(self.settings.socket), verify=False)
-        self._http = httpx.AsyncClient(
-            transport=transport, base_url=protocol.BASE_URL, timeout=protocol.TIMEOUT, trust_env=False
-        )
-        if found := keys.found(self._env):
+        there = way(self.settings)
+        self._http = there.async_client()
+        if there.is_private and (found := keys.found(self._env)):
             await self._call(Call("POST", "/v1/credentials", body=found))
 
     @property

@@ -14,6 +14,7 @@ from httpx_sse import ServerSentEvent, connect_sse
 
 from voidbox_lab.client import keys, launch, protocol
 from voidbox_lab.client.protocol import Call
+from voidbox_lab.client.way import way
 from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import InputFile, RunRecord, RunSpec
@@ -74,6 +75,8 @@ class Client:
         while True:
             path, params = protocol.run(run_id, then="/events"), {"after": resume.after}
             try:
+                if resume.reconnect:
+                    self._connect()
                 with self._stream("GET", path, params) as stream:
                     for sse in stream:
                         event = protocol.event_of(sse)
@@ -88,8 +91,6 @@ class Client:
             except (*protocol.LOST, ProviderError) as e:
                 pause = resume.broke(e)
             time.sleep(pause)
-            if resume.reconnect:
-                self._connect()
 
     def upload(self, source: str | Path | bytes) -> InputFile:
         """Keep a file, or bytes, in the daemon's store."""
@@ -128,9 +129,9 @@ class Client:
         if self._start:
             launch.ensure_daemon(self.settings)
         self.close()
-        self._http = launch.client(self.settings)
-        self._http.timeout = protocol.TIMEOUT
-        if found := keys.found(self._env):
+        there = way(self.settings)
+        self._http = there.client()
+        if there.is_private and (found := keys.found(self._env)):
             self._call(Call("POST", "/v1/credentials", body=found))
 
     @property

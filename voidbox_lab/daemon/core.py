@@ -45,6 +45,8 @@ class Daemon:
         self.settings, self.store, self.artifacts, self.journal = settings, store, artifacts, journal
         self.backend, self.runner, self.admission = backend, runner, runner.admission
         self.activity = Activity()
+        self.tcp: str | None = None
+        """The URL of the TCP listener, if there is one."""
         self.stopping = anyio.Event()
         """Somebody asked for the end; runs are being cancelled."""
         self.stopped = anyio.Event()
@@ -88,6 +90,7 @@ class Daemon:
             runs=len(self.runner.active),
             boxes=self.admission.boxes,
             keys=tuple(self.backend.key_names),
+            tcp=self.tcp,
         )
 
     async def submit(self, spec: RunSpec) -> RunRecord:
