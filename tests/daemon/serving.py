@@ -15,5 +15,7 @@ from voidbox_lab.daemon.serve import main
 if __name__ == "__main__":
     if os.environ.get("VOIDBOX_TEST_FUZZ") == "1":
         ratelimit.TCP = replace(ratelimit.TCP, rate=1e6, burst=1 << 20)
-        Daemon.stop = lambda _self: None  # type: ignore[method-assign]
+        ended = Daemon.stop
+        # Signals and idleness come while no request is in flight.
+        Daemon.stop = lambda self: None if self.activity.requests else ended(self)  # type: ignore[method-assign]
     sys.exit(main(fake_backend))
