@@ -14,12 +14,15 @@ sockets stay in a short path: a UNIX socket's name holds at most 107 bytes (unix
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
+import re
 import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
+from urllib.parse import urlsplit
 
 import platformdirs
 
@@ -31,6 +34,35 @@ VsockChoice = Literal["auto", "kernel", "user"]
 WarmChoice = Literal["auto", "off"]
 STORE_URLS = ("valkey://", "valkeys://", "redis://", "rediss://", "unix://")
 """How the URL of a Valkey server begins; with an ``s`` by TLS, with ``unix`` through a socket."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a TCP listener is asked to be."""
+
+    host: str
+    port: int
+    """0: any that is free."""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str, source: str = "VOIDBOX_TCP") -> Address:
+        """``HOST:PORT``, ``[IPv6]:PORT``, or a port alone, which is one of 127.0.0.1.
+
+        Raises:
+            UserError: it is none of these; `source` says where it was written.
+        """
+        found = _ADDRESS.fullmatch(text)
+        if not found or int(found["port"]) > 65535:
+            raise UserError(f"{source}={text!r} is not HOST:PORT with a port up to 65535; mend or unset it.")
+        return cls(found["six"] or found["host"] or "127.0.0.1", int(found["port"]))
+
+
+_ADDRESS = re.compile(
+    r"(?:(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]{1,253}))?:)?(?P<port>[0-9]{1,5})"
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +89,14 @@ class Settings:
     """`VOIDBOX_FRESH`: runs take no earlier results from the stage cache unless they say otherwise."""
     store: str = field(default="sqlite", repr=False)
     """`VOIDBOX_STORE`: ``sqlite``, ``directory`` or a server's URL, whose password is for nobody to see."""
+    tcp: Address | None = None
+    """`VOIDBOX_TCP`: where a daemon that is started listens besides its UNIX socket; None: nowhere."""
+    daemon: str | None = None
+    """`VOIDBOX_DAEMON`: the URL of a daemon to use over TCP; None: this user's own, on its UNIX socket."""
+    token: str | None = field(default=None, repr=False)
+    """`VOIDBOX_TOKEN`: what `daemon` asks for."""
+    token_from: Path | None = None
+    """`VOIDBOX_TOKEN_FILE`: a private file that holds it."""
     boot_log: Path | None = None
     """`VOIDBOX_BOOT_LOG`: every box that boots appends a line of JSON there, so that a test run or an
     administrator can count what really booted."""
@@ -99,6 +139,10 @@ class Settings:
             templates_mb=_count(env, "VOIDBOX_TEMPLATES_MB", 4096),
             fresh=_switch(env, "VOIDBOX_FRESH"),
             store=_store(env),
+            tcp=Address.parse(env["VOIDBOX_TCP"]) if env.get("VOIDBOX_TCP") else None,
+            daemon=_url(env["VOIDBOX_DAEMON"]) if env.get("VOIDBOX_DAEMON") else None,
+            token=env.get("VOIDBOX_TOKEN") or None,
+            token_from=Path(env["VOIDBOX_TOKEN_FILE"]).expanduser() if env.get("VOIDBOX_TOKEN_FILE") else None,
             boot_log=Path(env["VOIDBOX_BOOT_LOG"]) if env.get("VOIDBOX_BOOT_LOG") else None,
         )
 
@@ -106,6 +150,11 @@ class Settings:
     def socket(self) -> Path:
         """The daemon's UNIX socket."""
         return self.runtime / "daemon.sock"
+
+    @property
+    def token_file(self) -> Path:
+        """What a TCP client of this user's daemon must know; made at first use."""
+        return self.data / "token"
 
     def prepare(self) -> Settings:
         """Create the roots, private to this user, and return self.
@@ -133,6 +182,65 @@ class Settings:
                     "remove it, or set XDG_RUNTIME_DIR to a directory with mode 0700."
                 )
         return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address, is this machine's own; names but ``localhost`` are not looked up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def read_token(path: Path) -> str:
+    """The token in `path`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is not a plain file that this user alone may read, or holds no token. A file that was
+            open is not closed and used: somebody may have read it.
+    """
+    try:
+        # Not followed, not waited for: a link or a FIFO is somebody's trick.
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        raise UserError(f"The token file {path} cannot be read ({e.strerror}); remove it or mend it.") from e
+    with os.fdopen(handle, "rb") as file:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+            raise UserError(
+                f"The token file {path} is not a file with mode 0600 of this user, so others may know it; "
+                "remove it, restart the daemon, and use the new one."
+            )
+        text = file.read(1024).decode("ascii", "replace").strip()
+    return checked_token(text, f"The token file {path}")
+
+
+def checked_token(text: str, source: str) -> str:
+    """`text` if it can be a token; `UserError` naming `source`, and not the text, if not."""
+    if not _TOKEN.fullmatch(text):
+        raise UserError(f"{source} holds no token of 32 to 256 letters, digits, '-' and '_'; mend or remove it.")
+    return text
+
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{32,256}")
+
+
+def _url(text: str) -> str:
+    """`VOIDBOX_DAEMON` as ``scheme://host[:port]``; the message does not repeat it: it may hold a password."""
+    wrong = UserError("VOIDBOX_DAEMON is not http://HOST:PORT or https://HOST[:PORT] alone; mend or unset it.")
+    try:
+        url = urlsplit(text.strip())
+        port = url.port
+    except ValueError:
+        raise wrong from None
+    if url.scheme not in {"http", "https"} or not url.hostname or "@" in url.netloc:
+        raise wrong
+    if url.path not in {"", "/"} or url.query or url.fragment or port == 0:
+        raise wrong
+    return f"{url.scheme}://{url.netloc}"
 
 
 def _make(path: Path, mode: int, variable: str) -> None:

@@ -13,7 +13,8 @@ import pytest
 from tests.daemon.doubles import fake_backend
 from tests.engine.doubles import says
 from voidbox_lab import __version__
-from voidbox_lab.daemon import app, core
+from voidbox_lab.daemon import core
+from voidbox_lab.daemon.routes import runs
 from voidbox_lab.engine import Capacity
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
 from voidbox_lab.spec import Model, RunSpec, Stage, VoidBoxSpec, digest_bytes
@@ -101,7 +102,7 @@ async def test_a_stream_reads_each_event_once_and_never_the_record(
 
     for name, kind in (("get_run", "records"), ("read_events", "events"), ("has_ended", "ends")):
         counted(name, kind)
-    monkeypatch.setattr(app, "PAGE", 7)
+    monkeypatch.setattr(runs, "PAGE", 7)
     drip = [step for i in range(20) for step in (*says(f"word {i}")[:1], ("sleep", 0.06))]
     house.backend.scripts["one"] = [*drip, *says(*"abcdefghijklmnopqrst", result="ok")]
     record = await house.client.submit(spec("one"))
@@ -125,7 +126,7 @@ async def test_a_daemon_that_stops_still_tells_the_end(house: Any) -> None:
         sent.append(event)
 
     with anyio.fail_after(5):
-        await app._follow(house.daemon, record.id, 2, send)
+        await runs.follow_run(house.daemon, record.id, 2, send)
     assert sent == events[2:]
 
 
@@ -192,7 +193,9 @@ async def test_a_request_that_is_too_large(house: Any, monkeypatch: pytest.Monke
 
     with pytest.raises(LimitExceeded):
         await house.client.submit(_big())
-    response = await house.client._open.post("/v1/runs", content=unannounced())
+    response = await house.client._open.post(
+        "/v1/runs", content=unannounced(), headers={"Content-Type": "application/json"}
+    )
     assert response.status_code == 413
 
 

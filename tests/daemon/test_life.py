@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -10,14 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.test_api import spec
+from voidbox_lab.cli.app import run
 from voidbox_lab.client import Client, ensure_daemon, launch
+from voidbox_lab.daemon.serve import IDLE_S, idle_from_env
 from voidbox_lab.errors import ProviderError, UserError
-from voidbox_lab.settings import Settings
+from voidbox_lab.settings import Address, Settings, read_token
 from voidbox_lab.spec.events import AgentText, RunChanged
 
 
@@ -161,6 +165,73 @@ def test_a_busy_daemon_of_another_release_is_left_alone(fake: Settings, monkeypa
         with pytest.raises(UserError, match=r"busy \(1 runs, 1 boxes\)"):
             ensure_daemon(fake)
         assert client.run(record.id).state == "running"
+
+
+def test_tcp_and_its_token(fake: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No TCP unless asked; with it, the token is in its file and nowhere else, and other clients can use it."""
+    assert ensure_daemon(fake).tcp is None
+    assert not fake.token_file.exists()
+    with Client(fake, start=False) as client:
+        client.shutdown()
+    until(lambda: not daemons(fake), 15)
+    monkeypatch.setenv("VOIDBOX_TOKEN", "of-another-daemon-that-this-user-uses")
+    health = ensure_daemon(replace(fake, tcp=Address("127.0.0.1", 0)))
+    secret = read_token(fake.token_file)
+    process = Path(f"/proc/{health.pid}")
+    for file in (process / "cmdline", process / "environ", fake.data / "logs" / "daemon.log"):
+        assert secret not in file.read_text()
+    assert "VOIDBOX_TOKEN" not in (process / "environ").read_text()
+    assert health.tcp is not None
+    remote = replace(fake, daemon=health.tcp, token_from=fake.token_file, runtime=Path("/nonexistent"))
+    with Client(remote) as client:
+        record = client.submit(spec("one"))
+        assert [e.seq for e in client.events(record.id)][-1] > 5
+        assert client.health().pid == health.pid
+        client.shutdown()
+    until(lambda: not daemons(fake), 15)
+    with pytest.raises(ProviderError, match="VOIDBOX_DAEMON names"):
+        ensure_daemon(remote)
+    assert not daemons(fake), "what VOIDBOX_DAEMON names is never started"
+
+
+def test_the_command_line_and_tcp(
+    fake: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``daemon start --tcp 0``, ``token``, ``status``; another address than the running one's is said."""
+    monkeypatch.setenv("VOIDBOX_HOME", str(fake.data.parent))
+    assert run(["daemon", "start", "--tcp", "0"]) == 0
+    assert " and http://127.0.0.1:" in capsys.readouterr().out
+    assert run(["daemon", "token"]) == 0
+    assert capsys.readouterr().out == fake.token_file.read_text()
+    assert run(["daemon", "status", "--json"]) == 0
+    url = json.loads(capsys.readouterr().out)["tcp"]
+    assert run(["daemon", "start", "--tcp", "1"]) == 2
+    assert "does not listen on 127.0.0.1:1" in capsys.readouterr().err
+    assert run(["daemon", "start", "--tcp", "x"]) == 2
+    assert "--tcp='x' is not HOST:PORT" in capsys.readouterr().err
+    monkeypatch.setenv("VOIDBOX_DAEMON", url)
+    monkeypatch.setenv("VOIDBOX_TOKEN_FILE", str(fake.token_file))
+    assert run(["daemon", "status"]) == 0
+    assert f"on {url}" in capsys.readouterr().out
+    assert run(["runs"]) == 0
+    assert run(["daemon", "start", "--tcp", "0"]) == 2
+    assert run(["daemon", "stop"]) == 0
+    until(lambda: not daemons(fake), 15)
+
+
+def test_a_token_that_others_may_know_is_refused(fake: Settings) -> None:
+    fake.token_file.write_text("x" * 43)
+    fake.token_file.chmod(0o644)
+    with pytest.raises(ProviderError, match="mode 0600"):
+        ensure_daemon(replace(fake, tcp=Address("127.0.0.1", 0)))
+    assert not fake.socket.exists()
+
+
+def test_a_daemon_on_tcp_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can start it from afar; a time that was asked for is kept."""
+    assert idle_from_env({}, tcp=True) == float("inf")
+    assert idle_from_env({}) == IDLE_S
+    assert idle_from_env({"VOIDBOX_IDLE_S": "5"}, tcp=True) == 5
 
 
 def test_why_a_daemon_did_not_start_is_said(fake: Settings) -> None:

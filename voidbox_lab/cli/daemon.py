@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import httpx
 import typer
 
 from voidbox_lab.cli.output import ago, out, print_json
 from voidbox_lab.client import Client
-from voidbox_lab.errors import ProviderError
-from voidbox_lab.settings import Settings
+from voidbox_lab.daemon import token as tokens
+from voidbox_lab.errors import ProviderError, UserError
+from voidbox_lab.settings import Address, Settings
+from voidbox_lab.spec.api import Health
 
 app = typer.Typer(no_args_is_help=True, help="The daemon: starts by itself, leaves when idle.")
 
@@ -28,35 +33,69 @@ def gc(json: Json = False) -> None:
 
 
 @app.command()
-def start() -> None:
+def start(
+    tcp: Annotated[
+        str | None,
+        typer.Option(
+            "--tcp",
+            metavar="HOST:PORT",
+            help="Listen there too, for whoever has the token; a port alone is one of 127.0.0.1, 0 any.",
+        ),
+    ] = None,
+) -> None:
     """Start the daemon if none runs."""
-    with Client() as client:
+    settings = Settings.from_env()
+    if tcp is not None:
+        if settings.daemon is not None:
+            raise UserError(
+                "--tcp starts a daemon here, and VOIDBOX_DAEMON names another one; unset VOIDBOX_DAEMON."
+            )
+        settings = replace(settings, tcp=Address.parse(tcp, "--tcp"))
+    with Client(settings) as client:
         health = client.health()
-    out.print(f"daemon {health.pid} on {client.settings.socket}", markup=False)
+    out.print(f"daemon {health.pid} on {_where(settings, health)}", markup=False)
+    if settings.tcp is not None and settings.daemon is None and not _serves(health, settings.tcp):
+        raise UserError(
+            f"The daemon that runs does not listen on {settings.tcp}; end it with `voidbox daemon stop`, "
+            "then start it again."
+        )
+
+
+@app.command()
+def token() -> None:
+    """Print the token that TCP clients need, made if there is none; for VOIDBOX_TOKEN on their side."""
+    sys.stdout.write(tokens.token(Settings.from_env().prepare()) + "\n")
+
+
+@app.command()
+def openapi() -> None:
+    """Print the API's OpenAPI document; needs no daemon."""
+    # Imported late: FastAPI and the daemon's modules take half a second.
+    from voidbox_lab.daemon.app import document
+
+    print_json(document())
 
 
 @app.command()
 def status(json: Json = False) -> None:
     """Say whether a daemon runs, and what it does."""
     settings = Settings.from_env()
-    log = settings.data / "logs" / "daemon.log"
     try:
         with Client(settings, start=False) as client:
             health = client.health()
     except (ProviderError, httpx.TransportError):
         if json:
-            print_json({"running": False, "socket": str(settings.socket), "log": str(log)})
+            print_json({"running": False} | _place(settings))
         else:
-            out.print(f"no daemon on {settings.socket}, log in {log}", markup=False)
+            out.print(f"no daemon on {_where(settings)}{_log(settings)}", markup=False)
         return
     if json:
-        print_json(
-            {"running": True, "socket": str(settings.socket), "log": str(log)} | health.model_dump(mode="json")
-        )
+        print_json({"running": True} | _place(settings) | health.model_dump(mode="json"))
     else:
         out.print(
             f"daemon {health.pid}, version {health.version}, up {ago(health.uptime_s)}, {health.runs} runs, "
-            f"{health.boxes} boxes, keys: {', '.join(health.keys) or 'none'}, log in {log}",
+            f"{health.boxes} boxes, keys: {', '.join(health.keys) or 'none'}, "
+            f"on {_where(settings, health)}{_log(settings)}",
             markup=False,
         )
 
@@ -73,3 +112,25 @@ def stop(
         out.print("no daemon runs")
     else:
         out.print("the daemon ends")
+
+
+def _where(settings: Settings, health: Health | None = None) -> str:
+    if settings.daemon is not None:
+        return settings.daemon
+    return f"{settings.socket}" + (f" and {health.tcp}" if health and health.tcp else "")
+
+
+def _log(settings: Settings) -> str:
+    """What a line about the daemon ends with: a daemon elsewhere has its log there."""
+    return "" if settings.daemon else f", log in {settings.data / 'logs' / 'daemon.log'}"
+
+
+def _place(settings: Settings) -> dict[str, str]:
+    if settings.daemon is not None:
+        return {"url": settings.daemon}
+    return {"socket": str(settings.socket), "log": str(settings.data / "logs" / "daemon.log")}
+
+
+def _serves(health: Health, asked: Address) -> bool:
+    """Whether the daemon listens where it was asked to; names and port 0 stand for what became of them."""
+    return health.tcp is not None and asked.port in {0, urlsplit(health.tcp).port}

@@ -16,10 +16,20 @@ from httpx_sse import EventSource, ServerSentEvent, aconnect_sse
 from voidbox_lab.client import keys, protocol
 from voidbox_lab.client.launch import ensure_daemon
 from voidbox_lab.client.protocol import Call
+from voidbox_lab.client.way import way
 from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import AT_REST, InputFile, RunRecord, RunSpec
-from voidbox_lab.spec.api import CHECK_EVENT, EXEC_EVENT, CheckEvent, ExecEvent, ExecRequest, Health
+from voidbox_lab.spec import AT_REST, InputFile, RunRecord, RunSpec, RunState
+from voidbox_lab.spec.api import (
+    CHECK_EVENT,
+    EXEC_EVENT,
+    CheckEvent,
+    ExecEvent,
+    ExecRequest,
+    Health,
+    PruneReport,
+    PruneRequest,
+)
 from voidbox_lab.spec.events import Event
 
 
@@ -28,7 +38,7 @@ class AsyncClient:
 
     Args:
         settings: where the daemon is; default: from the environment.
-        start: start the daemon if none runs.
+        start: start the daemon if none runs. One that `VOIDBOX_DAEMON` names is used and never started.
         env: where model keys are looked for; default: the process environment.
 
     Every method raises `VoidboxError`; `ProviderError` with cause ``daemon-lost`` when the daemon went away.
@@ -67,10 +77,22 @@ class AsyncClient:
         """The record of a run now."""
         return RunRecord.model_validate_json((await self._call(Call("GET", protocol.run(run_id)))).content)
 
-    async def runs(self, *, limit: int = 100) -> list[RunRecord]:
-        """The newest runs, newest first."""
-        response = await self._call(Call("GET", "/v1/runs", params={"limit": limit}))
+    async def runs(
+        self, *, limit: int = 100, before: str | None = None, state: RunState | None = None
+    ) -> list[RunRecord]:
+        """The newest runs, newest first: those older than the run `before`, those in `state`, if given."""
+        params = {k: v for k, v in {"limit": limit, "before": before, "state": state}.items() if v is not None}
+        response = await self._call(Call("GET", "/v1/runs", params=params))
         return [RunRecord.model_validate(record) for record in response.json()]
+
+    async def forget(self, run_id: str) -> None:
+        """Delete a run that has ended, and its events."""
+        await self._call(Call("DELETE", protocol.run(run_id)))
+
+    async def prune(self, request: PruneRequest) -> PruneReport:
+        """Delete old runs and the artifacts that only they refer to."""
+        call = Call("POST", "/v1/runs/prune", body=request.model_dump(mode="json"))
+        return PruneReport.model_validate_json((await self._call(call)).content)
 
     async def cancel(self, run_id: str) -> RunRecord:
         """Ask a run to end; returns at once, also if it has ended already."""
@@ -97,6 +119,8 @@ class AsyncClient:
         while True:
             path, params = protocol.run(run_id, then="/events"), {"after": resume.after}
             try:
+                if resume.reconnect:
+                    await self._connect()
                 async with self._stream("GET", path, params) as stream:
                     async for sse in stream:
                         event = protocol.event_of(sse)
@@ -111,8 +135,6 @@ class AsyncClient:
             except (*protocol.LOST, ProviderError) as e:
                 pause = resume.broke(e)
             await anyio.sleep(pause)
-            if resume.reconnect:
-                await self._connect()
 
     async def upload(self, source: str | Path | bytes) -> InputFile:
         """Keep a file, or bytes, in the daemon's store."""
@@ -152,12 +174,9 @@ class AsyncClient:
             # Abandoned if the caller is cancelled: the daemon comes up all the same, and the next caller finds it.
             await to_thread.run_sync(ensure_daemon, self.settings, abandon_on_cancel=True)
         await self.aclose()
-        # verify=False: see launch.client
-        transport = httpx.AsyncHTTPTransport(uds=str(self.settings.socket), verify=False)
-        self._http = httpx.AsyncClient(
-            transport=transport, base_url=protocol.BASE_URL, timeout=protocol.TIMEOUT, trust_env=False
-        )
-        if found := keys.found(self._env):
+        there = way(self.settings)
+        self._http = there.async_client()
+        if there.is_private and (found := keys.found(self._env)):
             await self._call(Call("POST", "/v1/credentials", body=found))
 
     @property

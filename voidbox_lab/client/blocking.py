@@ -14,10 +14,20 @@ from httpx_sse import ServerSentEvent, connect_sse
 
 from voidbox_lab.client import keys, launch, protocol
 from voidbox_lab.client.protocol import Call
+from voidbox_lab.client.way import way
 from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import AT_REST, InputFile, RunRecord, RunSpec
-from voidbox_lab.spec.api import CHECK_EVENT, EXEC_EVENT, CheckEvent, ExecEvent, ExecRequest, Health
+from voidbox_lab.spec import AT_REST, InputFile, RunRecord, RunSpec, RunState
+from voidbox_lab.spec.api import (
+    CHECK_EVENT,
+    EXEC_EVENT,
+    CheckEvent,
+    ExecEvent,
+    ExecRequest,
+    Health,
+    PruneReport,
+    PruneRequest,
+)
 from voidbox_lab.spec.events import Event
 
 
@@ -57,10 +67,22 @@ class Client:
         """The record of a run now."""
         return RunRecord.model_validate_json(self._call(Call("GET", protocol.run(run_id))).content)
 
-    def runs(self, *, limit: int = 100) -> list[RunRecord]:
-        """The newest runs, newest first."""
-        response = self._call(Call("GET", "/v1/runs", params={"limit": limit}))
+    def runs(
+        self, *, limit: int = 100, before: str | None = None, state: RunState | None = None
+    ) -> list[RunRecord]:
+        """The newest runs, newest first: those older than the run `before`, those in `state`, if given."""
+        params = {k: v for k, v in {"limit": limit, "before": before, "state": state}.items() if v is not None}
+        response = self._call(Call("GET", "/v1/runs", params=params))
         return [RunRecord.model_validate(record) for record in response.json()]
+
+    def forget(self, run_id: str) -> None:
+        """Delete a run that has ended, and its events."""
+        self._call(Call("DELETE", protocol.run(run_id)))
+
+    def prune(self, request: PruneRequest) -> PruneReport:
+        """Delete old runs and the artifacts that only they refer to."""
+        call = Call("POST", "/v1/runs/prune", body=request.model_dump(mode="json"))
+        return PruneReport.model_validate_json(self._call(call).content)
 
     def cancel(self, run_id: str) -> RunRecord:
         """Ask a run to end; returns at once, also if it has ended already."""
@@ -84,6 +106,8 @@ class Client:
         while True:
             path, params = protocol.run(run_id, then="/events"), {"after": resume.after}
             try:
+                if resume.reconnect:
+                    self._connect()
                 with self._stream("GET", path, params) as stream:
                     for sse in stream:
                         event = protocol.event_of(sse)
@@ -98,8 +122,6 @@ class Client:
             except (*protocol.LOST, ProviderError) as e:
                 pause = resume.broke(e)
             time.sleep(pause)
-            if resume.reconnect:
-                self._connect()
 
     def upload(self, source: str | Path | bytes) -> InputFile:
         """Keep a file, or bytes, in the daemon's store."""
@@ -138,9 +160,9 @@ class Client:
         if self._start:
             launch.ensure_daemon(self.settings)
         self.close()
-        self._http = launch.client(self.settings)
-        self._http.timeout = protocol.TIMEOUT
-        if found := keys.found(self._env):
+        there = way(self.settings)
+        self._http = there.client()
+        if there.is_private and (found := keys.found(self._env)):
             self._call(Call("POST", "/v1/credentials", body=found))
 
     @property

@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from pydantic import ValidationError
 
 from voidbox_lab import __version__
 from voidbox_lab.client.keys import is_key
-from voidbox_lab.client.protocol import BASE_URL, checked
+from voidbox_lab.client.protocol import checked
+from voidbox_lab.client.way import way
 from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec.api import API_VERSION, Health
@@ -36,11 +38,16 @@ PROBE_S = 10.0
 def ensure_daemon(settings: Settings | None = None, *, timeout_s: float = START_S) -> Health:
     """The health of a running daemon of this release, started if need be.
 
+    The one that `VOIDBOX_DAEMON` names is neither started nor replaced.
+
     Raises:
-        UserError: a daemon of another release runs and is busy.
+        UserError: a daemon of another release runs and is busy, or is somebody else's to replace.
         ProviderError: the daemon did not start; the message holds what it said.
     """
-    settings = (settings or Settings.from_env()).prepare()
+    settings = settings or Settings.from_env()
+    if settings.daemon is not None:
+        return _elsewhere(settings)
+    settings.prepare()
     deadline = time.monotonic() + timeout_s
     health = probe(settings)
     if health is not None and _ours(health):
@@ -59,28 +66,51 @@ def probe(settings: Settings) -> Health | None:
     Raises:
         ProviderError: something listens and does not answer as a daemon.
     """
-    if not settings.socket.exists():
+    if settings.daemon is None and not settings.socket.exists():
         return None
+    there = way(settings)
     try:
-        with client(settings) as http:
+        with there.client() as http:
             response = checked(http.get("/v1/health", timeout=PROBE_S))
+        said = response.json()
     except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError):
         return None  # a socket whose daemon is dead, or is just ending
     except httpx.TimeoutException as e:
         raise ProviderError(
-            f"The daemon at {settings.socket} does not answer within {PROBE_S:g} s; end its process.",
+            f"The daemon at {there.where} does not answer within {PROBE_S:g} s; end its process.",
             cause="daemon-hangs",
         ) from e
+    except ValueError as e:
+        raise _no_daemon(there.where) from e
+    if not isinstance(said, dict):
+        raise _no_daemon(there.where)
     # Not strict: another release's daemon may say more or less than ours.
-    known = {k: v for k, v in response.json().items() if k in Health.model_fields}
-    return Health.model_validate({"api": 0, "uptime_s": 0, "runs": 0, "boxes": 0, **known})
+    known = {k: v for k, v in said.items() if k in Health.model_fields}
+    try:
+        return Health.model_validate({"api": 0, "uptime_s": 0, "runs": 0, "boxes": 0, **known})
+    except ValidationError as e:
+        raise _no_daemon(there.where) from e
 
 
-def client(settings: Settings) -> httpx.Client:
-    """A blocking HTTP client on the daemon's socket."""
-    # No TLS on a UNIX socket: verify=False saves loading the certificate store, 20 ms each time.
-    transport = httpx.HTTPTransport(uds=str(settings.socket), verify=False)
-    return httpx.Client(transport=transport, base_url=BASE_URL, trust_env=False)
+def _no_daemon(where: str) -> ProviderError:
+    return ProviderError(f"What answers at {where} is no daemon of voidbox-lab; look what listens there.")
+
+
+def _elsewhere(settings: Settings) -> Health:
+    health = probe(settings)
+    if health is None:
+        raise ProviderError(
+            f"No daemon answers at {settings.daemon}, which VOIDBOX_DAEMON names; start it there with "
+            "`voidbox daemon start --tcp`, look at the tunnel, or unset VOIDBOX_DAEMON.",
+            cause="daemon-lost",
+        )
+    if health.api != API_VERSION:
+        raise UserError(
+            f"The daemon at {settings.daemon} is voidbox-lab {health.version} with API {health.api}, and this is "
+            f"{__version__} with API {API_VERSION}; use the same release on both sides.",
+            cause="version",
+        )
+    return health
 
 
 def _ours(health: Health) -> bool:
@@ -97,7 +127,7 @@ def _retire(settings: Settings, health: Health, deadline: float) -> None:
     if health.runs or health.boxes:
         raise busy
     try:
-        with client(settings) as http:
+        with way(settings).client() as http:
             response = http.post("/v1/shutdown", params={"if_idle": "true"}, timeout=PROBE_S)
     except httpx.TransportError:
         return  # it left by itself
@@ -143,12 +173,14 @@ def _arguments(settings: Settings) -> list[str]:
     named |= {"accel": settings.accel, "vsock": settings.vsock}
     if settings.libvirt_uri:
         named["libvirt-uri"] = settings.libvirt_uri
+    if settings.tcp:
+        named["tcp"] = str(settings.tcp)
     return [f"--{name}={value}" for name, value in named.items()]
 
 
 def _environment() -> dict[str, str]:
-    """Ours without model keys (/proc/PID/environ shows them to every process of this user), able to import us."""
-    env = {name: value for name, value in os.environ.items() if not is_key(name)}
+    """Ours without secrets (/proc/PID/environ shows them to every process of this user), able to import us."""
+    env = {name: value for name, value in os.environ.items() if not is_key(name) and name != "VOIDBOX_TOKEN"}
     home = str(Path(__file__).parents[2])
     if home not in {*site.getsitepackages(), site.getusersitepackages()}:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [home, env.get("PYTHONPATH")]))

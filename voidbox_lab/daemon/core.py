@@ -30,8 +30,8 @@ from voidbox_lab.errors import UserError, VoidboxError
 from voidbox_lab.machines import available_memory_mb
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import RunRecord, RunSpec, Trouble
-from voidbox_lab.spec.api import API_VERSION, Health
-from voidbox_lab.store import Artifacts, Store, open_store
+from voidbox_lab.spec.api import API_VERSION, Health, PruneReport, PruneRequest
+from voidbox_lab.store import Artifacts, Store, open_store, prune
 
 SHUTDOWN_S = 30.0
 """Bound on closing the boxes of cancelled runs when the daemon ends."""
@@ -55,6 +55,8 @@ class Daemon:
         self.settings, self.store, self.artifacts, self.journal = settings, store, artifacts, journal
         self.backend, self.runner, self.admission = backend, runner, admission
         self.activity = Activity()
+        self.tcp: str | None = None
+        """The URL of the TCP listener, if there is one."""
         self.stopping = anyio.Event()
         """Somebody asked for the end; runs are being cancelled."""
         self.stopped = anyio.Event()
@@ -100,6 +102,7 @@ class Daemon:
             runs=len(self.runner.active),
             boxes=self.admission.boxes,
             keys=tuple(self.backend.key_names),
+            tcp=self.tcp,
         )
 
     async def submit(self, spec: RunSpec) -> RunRecord:
@@ -107,6 +110,26 @@ class Daemon:
         for stage in spec.stages:
             self.backend.check(stage.box)
         return await self.runner.submit(spec)
+
+    async def resume(self, run: str) -> RunRecord:
+        """Let a paused run go on, or one whose daemon died; see `Runner.resume`."""
+        if run not in self.runner.active:
+            for stage in (await self.store.get_run(run)).spec.stages:
+                self.backend.check(stage.box)
+        return await self.runner.resume(run)
+
+    async def prune(self, request: PruneRequest) -> PruneReport:
+        """Forget old runs; see `voidbox_lab.store.prune`."""
+        gone = await prune(
+            self.store,
+            self.artifacts,
+            older_than_s=request.older_than_s,
+            keep=request.keep,
+            states=request.states,
+            dry_run=request.dry_run,
+            now=time.time(),
+        )
+        return PruneReport(runs=tuple(gone.runs), artifacts=len(gone.artifacts), bytes=gone.bytes)
 
     def add_keys(self, keys: Mapping[str, str]) -> None:
         """Hold model keys, by environment variable name, in memory.

@@ -1,4 +1,6 @@
-"""The daemon's life: one per user by a file lock, two UNIX sockets, an end by signal, request or idleness.
+"""The daemon's life: one per user by a file lock, two UNIX sockets, TCP if asked for, and its end.
+
+It ends by signal, request or idleness.
 
 The lock is flock(2) on ``<runtime>/daemon.lock``, held for life; the kernel lets go of it on kill -9. So
 whoever has the lock may remove a socket it finds: its owner is dead.
@@ -10,6 +12,7 @@ import argparse
 import fcntl
 import logging
 import logging.handlers
+import math
 import os
 import resource
 import signal
@@ -24,15 +27,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import anyio
+from anyio import to_thread
 
 from voidbox_lab import __version__
-from voidbox_lab.daemon import app
+from voidbox_lab.daemon import app, ratelimit, tcp, token
 from voidbox_lab.daemon.backend import MakeBackend
 from voidbox_lab.daemon.core import SHUTDOWN_S, Daemon
 from voidbox_lab.engine import Capacity
 from voidbox_lab.errors import UserError
 from voidbox_lab.gateway.serve import serving_unix
-from voidbox_lab.settings import AccelChoice, Settings, VsockChoice
+from voidbox_lab.settings import AccelChoice, Address, Settings, VsockChoice
 
 IDLE_S = 15 * 60.0
 LOCK_S = 45.0
@@ -46,7 +50,7 @@ log = logging.getLogger(__name__)
 def main(make_backend: MakeBackend, settings: Settings | None = None) -> int:
     """Run the daemon until its end; the exit code. 0 also if another one runs already."""
     settings = (settings or read_settings(sys.argv[1:])).prepare()
-    idle_s = idle_from_env(os.environ)
+    idle_s = idle_from_env(os.environ, tcp=settings.tcp is not None)
     _log_to(settings.data / "logs" / "daemon.log")
     _raise_descriptor_limit()
     with _alone(settings) as alone:
@@ -74,18 +78,21 @@ def read_settings(arguments: list[str]) -> Settings:
     parser.add_argument("--accel", choices=get_args(AccelChoice), default=given.accel)
     parser.add_argument("--vsock", choices=get_args(VsockChoice), default=given.vsock)
     parser.add_argument("--libvirt-uri", default=given.libvirt_uri)
+    parser.add_argument("--tcp", type=lambda text: Address.parse(text, "--tcp"), default=given.tcp)
     return replace(given, **vars(parser.parse_args(arguments)))
 
 
-def idle_from_env(env: Any) -> float:
-    """`VOIDBOX_IDLE_S` in seconds.
+def idle_from_env(env: Any, *, tcp: bool = False) -> float:
+    """`VOIDBOX_IDLE_S` in seconds. By default a daemon on TCP stays: nobody can start it from afar.
 
     Raises:
         UserError: not a positive number.
     """
     text = env.get("VOIDBOX_IDLE_S", "")
     try:
-        idle_s = float(text) if text else IDLE_S
+        if not text:
+            return math.inf if tcp else IDLE_S
+        idle_s = float(text)
     except ValueError:
         idle_s = -1
     if not 0 < idle_s < 1e9:
@@ -101,11 +108,20 @@ async def serve(
 ) -> None:
     """Serve until stopped. The caller holds the lock."""
     async with AsyncExitStack() as stack:
+        # First, and outside of all tasks: what is wrong with these is said as it is, and nothing has begun.
+        listener = settings.tcp and stack.enter_context(await to_thread.run_sync(tcp.bound, settings.tcp))
+        secret = token.token(settings) if listener else ""
         daemon = await stack.enter_async_context(Daemon.open(settings, make_backend, capacity=capacity))
         await stack.enter_async_context(
             serving_unix(daemon.backend.gateway_app, settings.runtime / "gateway.sock")
         )
-        await stack.enter_async_context(serving_unix(app.create(daemon), settings.socket))
+        api = app.create(daemon)
+        if settings.tcp and listener:
+            served = tcp.serving_tcp(api, listener, settings.tcp.host, secret)
+            daemon.tcp = await stack.enter_async_context(served)
+        # Last: who finds the socket finds everything else.
+        own = ratelimit.Limited(api, ratelimit.UNIX)
+        await stack.enter_async_context(serving_unix(own, settings.socket))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stop_on_signals, daemon)
             tasks.start_soon(daemon.sweep_quietly)

@@ -14,7 +14,9 @@ import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
 
+from voidbox_lab.daemon import ratelimit
 from voidbox_lab.errors import ProviderError, VoidboxError
 from voidbox_lab.spec.api import Failed
 
@@ -26,7 +28,15 @@ Sender = Callable[[str, BaseModel, int | None], Awaitable[None]]
 """`await send(event, data, id)`; waits while the client is slow."""
 
 
-def respond(work: Callable[[Sender], Awaitable[None]]) -> EventSourceResponse:
+class EventStream(EventSourceResponse):
+    """An event stream that takes one of its listener's places for such; 429, and no work done, if none is left."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream."""
+        await ratelimit.streaming(super().__call__)(scope, receive, send)
+
+
+def respond(work: Callable[[Sender], Awaitable[None]]) -> EventStream:
     """A response that streams what `work` sends until it returns. An error is the last event, ``failed``."""
     send_stream, receive_stream = anyio.create_memory_object_stream[dict[str, Any]](64)
 
@@ -47,9 +57,7 @@ def respond(work: Callable[[Sender], Awaitable[None]]) -> EventSourceResponse:
                 await send("failed", Failed(error=fault.to_dict()))
                 raise
 
-    return EventSourceResponse(
-        receive_stream, ping=HEARTBEAT_S, sep="\n", data_sender_callable=run, send_timeout=SEND_S
-    )
+    return EventStream(receive_stream, ping=HEARTBEAT_S, sep="\n", data_sender_callable=run, send_timeout=SEND_S)
 
 
 async def _put(

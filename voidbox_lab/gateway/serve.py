@@ -79,6 +79,8 @@ async def serving(app: ASGIApp, sock: socket.socket) -> AsyncGenerator[None]:
         access_log=False,
         server_header=False,
         lifespan="off",
+        # Else whoever comes from 127.0.0.1 could say by X-Forwarded-For that it is somebody else.
+        proxy_headers=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=SHUTDOWN_S,
         limit_concurrency=1024,

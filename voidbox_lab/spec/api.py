@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from voidbox_lab.spec.base import Frozen, Name, Spec
 from voidbox_lab.spec.policy import Policy
-from voidbox_lab.spec.run import BoxFacts
+from voidbox_lab.spec.run import BoxFacts, RunState
 from voidbox_lab.spec.voidbox import MIN_MEMORY_MB
 
 API_VERSION = 3
@@ -29,6 +29,36 @@ class Health(Frozen):
     """Open now."""
     keys: tuple[str, ...] = ()
     """Names of the model keys it holds; never their values."""
+    tcp: str | None = None
+    """The URL it listens at over TCP, if it was asked to."""
+
+
+class Swept(Frozen):
+    """What a sweep did."""
+
+    removed: tuple[str, ...]
+    """Names of domains, processes and directories whose owner was dead."""
+
+
+class PruneRequest(Spec):
+    """Which runs to forget: those that have ended and meet every test that is given; with none, no run."""
+
+    older_than_s: float | None = Field(None, ge=0, le=1e10, allow_inf_nan=False)
+    """Ended more than so many seconds ago."""
+    keep: int | None = Field(None, ge=0, le=1 << 31)
+    """Not among so many newest runs."""
+    states: tuple[RunState, ...] | None = Field(None, max_length=8)
+    dry_run: bool = False
+    """Only say what would go."""
+
+
+class PruneReport(Frozen):
+    """What went, or would go."""
+
+    runs: tuple[str, ...]
+    artifacts: int
+    bytes: int
+    """Of the artifacts."""
 
 
 class ExecRequest(Spec):

@@ -101,7 +101,7 @@ class Artifacts:
         try:
             found = await to_thread.run_sync(digest_file, path)
         except FileNotFoundError:
-            raise UserError(f"There is no artifact {digest}; upload it first.") from None
+            raise UserError(f"There is no artifact {digest}; upload it first.", cause="unknown-artifact") from None
         except OSError as e:
             raise ProviderError(f"The artifact {digest} cannot be read: {e.strerror}.", cause="store") from e
         if found != digest:
