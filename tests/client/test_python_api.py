@@ -50,8 +50,8 @@ def test_what_cannot_be_declared(options: dict[str, Any], says: str) -> None:
 
 def test_a_model_is_chosen_never_assumed() -> None:
     """A scripted answer by default would pass for a real one."""
-    with pytest.raises(TypeError, match="'model'"):
-        VoidBox("analyst", prompt="p")  # type: ignore[call-arg]
+    with pytest.raises(UserError, match="needs a model"):
+        VoidBox("analyst", prompt="p")
 
 
 def test_inputs_by_name(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ async def test_run_blocks_inside_a_running_loop(house: Any) -> None:
     run = await anyio.to_thread.run_sync(lambda: asyncio.run(cell()))
     assert run.state == "succeeded"
     plain = await anyio.to_thread.run_sync(
-        lambda: VoidBox("two", model=MODEL, prompt="p").run(settings=house.settings)
+        lambda: VoidBox("two", model=MODEL, prompt="p").run(fresh=True, settings=house.settings)
     )
     assert plain.result == "two done"
 

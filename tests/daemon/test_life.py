@@ -85,7 +85,7 @@ def test_its_own_session_and_no_keys_in_its_environment(fake: Settings, monkeypa
 
 
 def test_killed_in_the_middle_of_a_run(fake: Settings) -> None:
-    """kill -9: the reader goes on with the next daemon, which ends the run and keeps what was streamed."""
+    """kill -9: the reader goes on with the next daemon, which puts the run to rest and keeps what was streamed."""
     with Client(fake) as client:
         first = client.health().pid
         record = client.submit(spec("slow"))
@@ -98,9 +98,9 @@ def test_killed_in_the_middle_of_a_run(fake: Settings) -> None:
         last = seen[-1].body
         assert isinstance(last, RunChanged)
         assert last.trouble is not None
-        assert (last.state, last.trouble.kind, last.trouble.cause) == ("failed", "provider", "daemon-died")
+        assert (last.state, last.trouble.kind, last.trouble.cause) == ("interrupted", "provider", "daemon-died")
         final = client.run(record.id)
-        assert final.stages["slow"].state == "failed"
+        assert final.stages["slow"].state == "queued", "it can be resumed, and then starts anew"
         assert client.health().pid != first
 
 

@@ -30,7 +30,7 @@ def test_digest_is_of_the_content() -> None:
         ({"memory_mb": 64}, "'memory_mb'.*192"),
         ({"timeout_s": 0}, "'timeout_s'"),
         ({"colour": "red"}, "'colour'"),
-        ({"prompt": ""}, "'prompt'"),
+        ({"prompt": ""}, "needs a prompt"),
         ({"name": "../x"}, "not a name"),
         ({"skills": [Skill(name="s", description="", body="b")] * 2}, "named twice"),
     ],

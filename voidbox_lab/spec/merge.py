@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import FailFast, Field
 
 from voidbox_lab.errors import CommandFailed
 from voidbox_lab.spec.base import Name, Spec
@@ -24,7 +24,8 @@ merged, later ones win."""
 class Merge(Spec):
     """Outputs to be merged. The order of `of` is the order of the result, whatever finished first."""
 
-    of: tuple[Name | Merge, ...] = Field(min_length=1, max_length=4096)
+    # Fail fast: a list of thousands of wrong parts would be an error of megabytes, and seconds of work.
+    of: Annotated[tuple[Name | Merge, ...], Field(min_length=1, max_length=4096), FailFast()]
     by: Reducer = "json"
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import FailFast, Field, model_validator
 
 from voidbox_lab.errors import CommandFailed, TroubleKind
 from voidbox_lab.spec.base import Frozen, Name, Spec
@@ -85,7 +85,7 @@ class RunSpec(Spec):
     version: Literal[1] = 1
     name: Name | None = None
     """What people call it."""
-    stages: tuple[Stage, ...] = Field(min_length=1, max_length=MAX_STAGES)
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=MAX_STAGES), FailFast()]
     inputs: dict[str, InputFile] = Field(default_factory=dict, max_length=1024)
     """File name (no directory) to file; every stage without needs sees all of them."""
     budget: Budget = Budget()

@@ -15,10 +15,10 @@ def sentence(model: str, error: ValidationError) -> str:
     """One sentence for the first problem of `error`, with a count of the rest."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    where = ".".join(str(part) for part in first["loc"]) or "value"
+    where = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     message = first["msg"].removeprefix("Value error, ")
-    return f"{model} option {where!r}: {message}{more}."
+    return f"{model}{f' option {where!r}' if where else ''}: {message}{more}."
 
 
 def validated(model: type[M], /, **fields: Any) -> M:
