@@ -8,6 +8,7 @@ from voidbox_lab.spec.base import Name, Spec
 from voidbox_lab.spec.model import Model
 from voidbox_lab.spec.policy import Policy
 from voidbox_lab.spec.skill import Skill
+from voidbox_lab.spec.volume import Mounts
 
 MIN_MEMORY_MB = 192
 """Below this the guest's kernel, agent and one Python process do not fit (measured; see docs/performance.md)."""
@@ -28,6 +29,8 @@ class VoidBoxSpec(Spec):
     timeout_s: float = Field(300, gt=0, le=86400)
     """Wall-clock bound on the agent, in seconds; boot is bounded apart."""
     policy: Policy = Policy()
+    volumes: Mounts = ()
+    """Named volumes and where the box has them, e.g. ``("cache:/data", "models:/models:ro")``."""
 
     @field_validator("skills")
     @classmethod
