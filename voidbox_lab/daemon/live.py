@@ -23,7 +23,7 @@ from voidbox_lab.errors import ProviderError, VoidboxError
 from voidbox_lab.gateway import Gateway, Keys, StageSession
 from voidbox_lab.machines import Hypervisor
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import Policy, VoidBoxSpec
+from voidbox_lab.spec import Mount, Policy, VoidBoxSpec
 from voidbox_lab.spec.events import ModelCall
 from voidbox_lab.wire.protocol import PROXY_PORT
 
@@ -109,6 +109,7 @@ class LiveBackend:
         agents: Sequence[str],
         gateway_socket: Path | None,
         policy: Policy,
+        volumes: Sequence[Mount] = (),
     ) -> Box:
         """See `Backend`."""
         for last in (False, True):
@@ -121,6 +122,7 @@ class LiveBackend:
                     agents=agents,
                     gateway_socket=gateway_socket,
                     policy=policy,
+                    volumes=volumes,
                 )
             except ProviderError as e:
                 if e.cause != "libvirt-lost":

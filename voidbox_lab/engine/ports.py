@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from voidbox_lab.spec import BoxFacts, Policy
+from voidbox_lab.spec import BoxFacts, Mount, Policy
 from voidbox_lab.spec.events import Telemetry
 
 
@@ -72,4 +72,5 @@ class Boxes(Protocol):
         agents: Sequence[str],
         gateway_socket: Path | None,
         policy: Policy,
+        volumes: Sequence[Mount] = (),
     ) -> Box: ...
