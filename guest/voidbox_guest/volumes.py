@@ -6,10 +6,10 @@ What is in them was written by other boxes and is as hostile as any guest: it me
 from __future__ import annotations
 
 import os
-from errno import EBUSY
+from errno import EBUSY, EROFS
 from time import monotonic, sleep
 
-from wire.protocol import BAD_REQUEST, BUSY, EXISTS, UNSUPPORTED
+from wire.protocol import BAD_REQUEST, BUSY, DENIED, EXISTS, IO, UNSUPPORTED
 
 from . import kernel, trees
 from .calls import Call, OpError
@@ -48,7 +48,11 @@ class Volumes:
         flags = kernel.MS_NOSUID | kernel.MS_NODEV | (kernel.MS_RDONLY if read_only else 0)
         # With discard, what is deleted here takes no room on the host's disk any more.
         options = "errors=remount-ro" + ("" if read_only else ",discard")
-        kernel.mount(device, path, "ext4", flags, options)
+        try:
+            kernel.mount(device, path, "ext4", flags, options)
+        except OSError as error:
+            # EROFS: there is a journal to replay, and no writing (fs/ext4/super.c).
+            raise OpError(DENIED if error.errno == EROFS else IO, f"{path}: {os.strerror(error.errno)}") from None
         self._mounted.append(path)
         return {}
 

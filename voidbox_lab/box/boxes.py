@@ -187,6 +187,8 @@ class Boxes:
                     raise
                 # It was well when it was last looked at; that is no reason to fail a stage.
                 log.warning("a spare box failed as it was claimed: %s", error.message)
+                if wish.held is not None:
+                    return None  # what is on a volume may be to blame, and is not to cost every spare
         return None
 
     async def _plugged(self, birth: Birth, held: Held | None) -> None:

@@ -38,19 +38,19 @@ async def mounted(asked: list[tuple[Mount, Call]]) -> None:
     for to, call in asked:
         try:
             await call.bounded_result(REQUEST_S)
-        except UserError as error:
-            raise _unmountable(to, error) from error
-        except ProviderError as error:
-            if error.cause != p.IO:
+        except (UserError, ProviderError) as error:
+            refusal = _unmountable(to, error)
+            if refusal is None:
                 raise
-            raise _unmountable(to, error) from error
+            raise refusal from error
         except LimitExceeded as error:
             if error.limit != "processes":
                 raise
             raise Unseen(f"The guest does not see the disk of volume {to.volume!r}: {error.message}") from error
 
 
-def _unmountable(to: Mount, error: VoidboxError) -> UserError:
+def _unmountable(to: Mount, error: VoidboxError) -> UserError | None:
+    """What the guest's refusal means to the user; None when it has nothing to do with the volume."""
     if error.cause == p.DENIED and to.read_only:
         return UserError(
             f"The volume {to.volume!r} cannot be mounted read-only, since the last box that wrote to it did not "
@@ -59,11 +59,13 @@ def _unmountable(to: Mount, error: VoidboxError) -> UserError:
         )
     if error.cause == p.EXISTS:
         return UserError(f"The volume {to.volume!r} cannot be mounted: {error.message}", cause="volume-place")
-    return UserError(
-        f"The file system of volume {to.volume!r} cannot be mounted ({error.message}); put a good copy of its "
-        f"disk back, or remove it with `voidbox volume rm {to.volume}`.",
-        cause="volume-damaged",
-    )
+    if error.cause == p.IO:
+        return UserError(
+            f"The file system of volume {to.volume!r} cannot be mounted ({error.message.rstrip('.')}); put a good "
+            f"copy of its disk back, or remove it with `voidbox volume rm {to.volume}`.",
+            cause="volume-damaged",
+        )
+    return None
 
 
 async def unmount(connection: Connection) -> None:
