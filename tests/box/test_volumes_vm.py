@@ -18,7 +18,8 @@ from voidbox_lab.box import Box, Boxes, Completed
 from voidbox_lab.errors import BoxLost, ProviderError, UserError
 from voidbox_lab.machines import Machine, Volumes
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import Mount, Policy
+from voidbox_lab.spec import Policy
+from voidbox_lab.spec.volume import Mount
 
 pytestmark = [pytest.mark.anyio, pytest.mark.vm]
 

@@ -18,7 +18,7 @@ from voidbox_lab.images import tools
 from voidbox_lab.machines import volumes as module
 from voidbox_lab.machines.volumes import MAX_MB, MIN_MB, Volumes
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import Mount
+from voidbox_lab.spec.volume import Mount
 
 BOX = "vb-0123456789"
 _HOLD = """
@@ -27,7 +27,7 @@ from pathlib import Path
 from dataclasses import replace
 from voidbox_lab.machines.volumes import Volumes
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import Mount
+from voidbox_lab.spec.volume import Mount
 held = Volumes(replace(Settings.from_env(), data=Path(sys.argv[1]))).hold([Mount.model_validate(sys.argv[2])])
 held.name("vb-00000000aa")
 print("held", flush=True)

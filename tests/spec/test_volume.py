@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from voidbox_lab.errors import UserError
-from voidbox_lab.spec import Mount, validated
+from voidbox_lab.spec import validated
 from voidbox_lab.spec.api import ExecRequest
-from voidbox_lab.spec.volume import MAX_MOUNTS
+from voidbox_lab.spec.volume import MAX_MOUNTS, Mount
 
 
 def request(*volumes: object) -> ExecRequest:

@@ -28,8 +28,9 @@ from voidbox_lab.machines import Held, Hypervisor, Recipe, Resident, Templates, 
 from voidbox_lab.machines.hostmemory import QEMU_OVERHEAD_MB
 from voidbox_lab.machines.templates.resident import NoRoom, check_room
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import BoxFacts, Mount, Policy
+from voidbox_lab.spec import BoxFacts, Policy
 from voidbox_lab.spec.run import BoxStart
+from voidbox_lab.spec.volume import Mount
 from voidbox_lab.wire import protocol as p
 
 log = logging.getLogger(__name__)

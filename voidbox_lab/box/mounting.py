@@ -6,7 +6,7 @@ from voidbox_lab.box.call import Call
 from voidbox_lab.box.connection import REQUEST_S, Connection
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError, VoidboxError
 from voidbox_lab.machines import Held
-from voidbox_lab.spec import Mount
+from voidbox_lab.spec.volume import Mount
 from voidbox_lab.wire import protocol as p
 
 UNMOUNT_S = 20.0

@@ -23,8 +23,9 @@ from voidbox_lab.errors import ProviderError, VoidboxError
 from voidbox_lab.gateway import Gateway, Keys, StageSession
 from voidbox_lab.machines import Hypervisor
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import Mount, Policy, VoidBoxSpec
+from voidbox_lab.spec import Policy, VoidBoxSpec
 from voidbox_lab.spec.events import ModelCall
+from voidbox_lab.spec.volume import Mount
 from voidbox_lab.wire.protocol import PROXY_PORT
 
 RETIRED_S = 1.0

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from voidbox_lab.spec import BoxFacts, Mount, Policy
+from voidbox_lab.spec import BoxFacts, Policy
 from voidbox_lab.spec.events import Telemetry
+from voidbox_lab.spec.volume import Mount
 
 
 class Exit(Protocol):

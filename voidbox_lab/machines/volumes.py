@@ -32,7 +32,8 @@ from voidbox_lab.images import tools
 from voidbox_lab.machines.owner import Owner
 from voidbox_lab.machines.spec import Disk
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import Mount, Name
+from voidbox_lab.spec import Name
+from voidbox_lab.spec.volume import Mount
 
 MIN_MB, MAX_MB = 16, 1 << 20
 """MiB; below the least, a journal leaves no room for files."""

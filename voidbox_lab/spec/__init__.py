@@ -20,7 +20,6 @@ from voidbox_lab.spec.run import (
 from voidbox_lab.spec.skill import Skill
 from voidbox_lab.spec.validate import sentence, validated
 from voidbox_lab.spec.voidbox import MIN_MEMORY_MB, VoidBoxSpec
-from voidbox_lab.spec.volume import Mount
 
 __all__ = [
     "MIN_MEMORY_MB",
@@ -29,7 +28,6 @@ __all__ = [
     "InputFile",
     "Model",
     "ModelSource",
-    "Mount",
     "Name",
     "Policy",
     "Rlimits",

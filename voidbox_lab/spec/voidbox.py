@@ -25,12 +25,12 @@ class VoidBoxSpec(Spec):
     """Which agent CLI drives the stage; see `voidbox_lab.agents`."""
     image: Name = "default"
     memory_mb: int = Field(512, ge=MIN_MEMORY_MB, le=1 << 20)
+    volumes: Mounts = ()
+    """Named volumes and where the box has them, e.g. ``("cache:/data", "models:/models:ro")``."""
     vcpus: int = Field(1, ge=1, le=64)
     timeout_s: float = Field(300, gt=0, le=86400)
     """Wall-clock bound on the agent, in seconds; boot is bounded apart."""
     policy: Policy = Policy()
-    volumes: Mounts = ()
-    """Named volumes and where the box has them, e.g. ``("cache:/data", "models:/models:ro")``."""
 
     @field_validator("skills")
     @classmethod
