@@ -16,6 +16,7 @@ from .processes import Commands
 from .proxy import Proxy, dial_vsock
 from .server import Server
 from .telemetry import Telemetry
+from .volumes import Volumes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Agent:
         policy = Policy(enforced=landlock)
         self._commands = Commands(self._loop, policy, cgroups=privileged, switch_user=privileged)
         files = Files(switch_user=privileged)
+        volumes = Volumes(privileged=privileged)
         self._server = Server(
             self._loop,
             sock,
@@ -65,6 +67,8 @@ class Agent:
                 p.OP_POLICY: policy.operation,
                 p.OP_IDENTITY: self._identity,
                 p.OP_PROXY: Proxy(self._loop, dial).operation,
+                p.OP_MOUNT: volumes.mount,
+                p.OP_UNMOUNT: volumes.unmount,
                 p.OP_SHUTDOWN: self._shutdown,
             },
             self._closed,

@@ -1,7 +1,7 @@
 """The system calls that Python has no name for: mount, prctl, Landlock, and the ioctls of boot.
 
 Numbers and structures from the kernel's uapi headers (linux/landlock.h, linux/prctl.h, linux/random.h,
-linux/sockios.h); those used here are the same on x86-64 and arm64, except where noted.
+linux/sockios.h, linux/fs.h); those used here are the same on x86-64 and arm64, except where noted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 
 _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 15, 36, 38
 
@@ -25,6 +25,7 @@ _LANDLOCK_ACCESS_FS_EXECUTE = 1
 
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_UMOUNT_NOFOLLOW, _FIFREEZE = 8, 0xC0045877
 _RB_POWER_OFF = 0x4321FEDC
 
 
@@ -40,6 +41,24 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
     _check(
         _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode()), target
     )
+
+
+def unmount(target: str) -> None:
+    """umount(2), without following a symbolic link. Raises OSError."""
+    _check(_libc.umount2(target.encode(), _UMOUNT_NOFOLLOW), target)
+
+
+def freeze(path: str) -> None:
+    """Write the file system at `path` back, its journal too, and let nobody write to it from now on (FIFREEZE).
+
+    Raises OSError."""
+    from fcntl import ioctl
+
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        ioctl(fd, _FIFREEZE, 0)
+    finally:
+        os.close(fd)
 
 
 def become_subreaper() -> None:

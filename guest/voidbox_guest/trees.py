@@ -53,6 +53,11 @@ def prepare_cgroups() -> None:
     _write(EXECS + "/memory.max", f"{max(total - RESERVE_KB, total // 2) * 1024}")
 
 
+def kill_all() -> None:
+    """SIGKILL to every process of every command that has a cgroup, and to what they fork. Raises OSError."""
+    _write(EXECS + "/cgroup.kill", "1")
+
+
 class CgroupTree:
     """A tree held by a cgroup. The child enters it by writing to `enter_fd` before it drops its rights."""
 

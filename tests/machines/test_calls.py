@@ -97,6 +97,12 @@ async def test_libvirt_errors_become_ours() -> None:
         ("Could not access KVM kernel module: Permission denied", Unavailable, "no-kvm", "VOIDBOX_ACCEL=tcg"),
         ("cannot open file '/x': Permission denied", Unavailable, "permission", "access"),
         ("Failed to connect socket to '/x': Permission denied", Unavailable, "no-daemon", "group"),
+        (
+            "unable to execute QEMU command 'blockdev-add': Failed to get \"write\" lock",
+            ProviderError,
+            "disk-locked",
+            "gc",
+        ),
         ("something new\nin two lines", ProviderError, "libvirt", "something new in two lines"),
     ],
 )

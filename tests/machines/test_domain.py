@@ -12,9 +12,9 @@ import pytest
 
 from voidbox_lab.errors import UserError
 from voidbox_lab.machines import BoxDirs, Recipe
-from voidbox_lab.machines.domain import render, vsock_cid
+from voidbox_lab.machines.domain import render, render_volume, vsock_cid
 from voidbox_lab.machines.owner import NAMESPACE, Owner
-from voidbox_lab.machines.spec import MAX_DISKS, Accelerator, Disk, MachineSpec, MemoryFile
+from voidbox_lab.machines.spec import MAX_DISKS, MAX_VOLUMES, Accelerator, Disk, MachineSpec, MemoryFile
 from voidbox_lab.vsock import VsockDevice
 
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
@@ -101,10 +101,11 @@ def test_disks_in_order() -> None:
 
 
 def test_a_full_house_has_no_address_twice() -> None:
-    """Every PCI device has a place of its own, with the greatest number of disks and a vsock device."""
+    """Every PCI device has a place of its own, with the greatest number of disks, volumes and a vsock device."""
     root = tree(
         make(
             disks=tuple(Disk(Path(f"/d/{n}"), True) for n in range(MAX_DISKS)),
+            volumes=tuple(Disk(Path(f"/v/{n}"), False, lasting=True) for n in range(MAX_VOLUMES)),
             vsock=VsockDevice("kernel", None, None),
         )
     )
@@ -113,11 +114,14 @@ def test_a_full_house_has_no_address_twice() -> None:
         for a in root.iter("address")
         if a.get("type") == "pci"
     ]
-    assert len(places) == MAX_DISKS + 1
+    assert len(places) == MAX_DISKS + MAX_VOLUMES + 1
     assert len(set(places)) == len(places)
     assert all(0 < slot < 0x1F for _, slot, _ in places), "0x00 is the host bridge, 0x1f the south bridge"
     targets = [str(t.get("dev")) for t in root.iter("target") if t.get("dev")]
-    assert targets == sorted(set(targets))
+    assert len(targets) == len(set(targets)) == MAX_DISKS + MAX_VOLUMES
+    # Functions beyond the first are found only where the first says that there are more.
+    many = {a.get("slot") for a in root.iter("address") if a.get("multifunction") == "on"}
+    assert many == {a.get("slot") for a in root.iter("address") if a.get("function") not in {None, "0x0"}}
 
 
 def test_processors() -> None:
@@ -189,6 +193,8 @@ def test_what_xml_cannot_carry_is_refused(text: str) -> None:
         ({"name": "-x"}, "short name"),
         ({"cmdline": "x" * 2048}, "2047 bytes"),
         ({"disks": (Disk(Path("/d"), True),) * (MAX_DISKS + 1)}, "at most"),
+        ({"volumes": (Disk(Path("/d"), True),) * (MAX_VOLUMES + 1)}, "at most"),
+        ({"volumes": (Disk(Path("/d"), True, "a,b"),)}, "serial"),
         ({"disks": (Disk(Path("/d"), True, "s" * 21),)}, "serial"),
         ({"disks": (Disk(Path("/d"), True, "a,b"),)}, "serial"),
     ],
@@ -215,8 +221,9 @@ def test_a_machine_with_its_memory_in_a_file(shared: bool, vsock: VsockDevice | 
     assert arguments(root) == ["-object", backend, "-machine", "memory-backend=voidbox-memory"]
     assert find(root, "memoryBacking/source").get("type") == "file"
     assert find(root, "memoryBacking/access").get("mode") == "shared"
-    port = find(root, "devices/controller[@model='pcie-root-port']")
+    port, *others = root.findall("devices/controller[@model='pcie-root-port']")
     assert (port.get("index"), find(port, "address").get("bus")) == ("1", "0x00")
+    assert len(others) == MAX_VOLUMES
     assert root.find("devices/vsock") is None
     assert "vhost-user" not in ET.tostring(root, encoding="unicode")
 
@@ -228,12 +235,37 @@ def test_without_a_memory_file_there_is_no_root_port() -> None:
     assert arguments(root) == []
 
 
-def test_the_root_port_has_a_place_of_its_own() -> None:
-    """Also beside the greatest number of disks."""
+def test_root_ports_have_places_of_their_own() -> None:
+    """Also beside the greatest number of disks; each volume is plugged into a port that is there."""
     disks = tuple(Disk(Path(f"/d/{n}"), True) for n in range(MAX_DISKS))
-    root = tree(make(disks=disks, memory=MemoryFile(Path("/s/ram"), True)))
-    places = [(a.get("bus"), a.get("slot")) for a in root.iter("address") if a.get("type") == "pci"]
-    assert len(set(places)) == len(places) == MAX_DISKS + 1
+    spec = make(disks=disks, memory=MemoryFile(Path("/s/ram"), True))
+    root = tree(spec)
+    places = [
+        tuple(map(a.get, ("bus", "slot", "function"))) for a in root.iter("address") if a.get("type") == "pci"
+    ]
+    assert len(set(places)) == len(places) == MAX_DISKS + 1 + MAX_VOLUMES
+    for what in ("chassis", "port"):
+        numbers = [target.get(what) for target in root.iter("target") if target.get(what)]
+        assert len(set(numbers)) == len(numbers) == 1 + MAX_VOLUMES
+    ports = {int(str(c.get("index"))) for c in root.iter("controller") if c.get("model") == "pcie-root-port"}
+    volumes = [Disk(Path(HOSTILE), bool(n % 2), f"volume{n}", lasting=True) for n in range(MAX_VOLUMES)]
+    plugged = [ET.fromstring(render_volume(spec, disk, n)) for n, disk in enumerate(volumes)]
+    buses = {int(str(find(disk, "address").get("bus")), 16) for disk in plugged}
+    assert buses == ports - {1}, "1 is for vsock"
+    names = {str(t.get("dev")) for t in root.iter("target")} | {find(d, "target").get("dev") for d in plugged}
+    assert len(names - {"None"}) == MAX_DISKS + MAX_VOLUMES
+    assert {find(disk, "source").get("file") for disk in plugged} == {HOSTILE}
+    assert [disk.find("readonly") is not None for disk in plugged] == [bool(n % 2) for n in range(MAX_VOLUMES)]
+    with pytest.raises(UserError, match="control or undecodable"):
+        render_volume(spec, Disk(Path("/v\n"), True), 0)
+
+
+def test_what_outlives_the_machine_is_written_to_the_disk() -> None:
+    """The guest's flushes count, unlike those to the scratch disk."""
+    root = tree(make(volumes=(Disk(Path("/v"), False, "volume0", lasting=True),)))
+    caches = [find(disk, "driver").get("cache") for disk in root.findall("devices/disk")]
+    assert caches == ["writeback", "unsafe", "writeback"]
+    assert find(root.findall("devices/disk")[-1], "serial").text == "volume0"
 
 
 def test_incoming_waits_for_its_state() -> None:

@@ -23,9 +23,10 @@ from anyio.to_thread import run_sync
 from voidbox_lab.box.boot_data import boot_data
 from voidbox_lab.box.connection import Connection, shake_hands
 from voidbox_lab.box.life import Life
+from voidbox_lab.box.mounting import unmount
 from voidbox_lab.box.trouble import first_error, last_lines
 from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable, VoidboxError
-from voidbox_lab.machines import BoxDirs, Hypervisor, Machine, MemoryFile, Owner, Recipe, Resident, claim
+from voidbox_lab.machines import BoxDirs, Held, Hypervisor, Machine, MemoryFile, Owner, Recipe, Resident, claim
 from voidbox_lab.machines.sparse import copy_sparse, fill_sparse
 from voidbox_lab.machines.templates.resident import check_room
 from voidbox_lab.settings import Settings
@@ -48,6 +49,8 @@ WAKE_S = 60.0
 FIRST_CID, CIDS = 3, 0xFFFFFFFF - 3
 """Guests' addresses (vsock(7)); boxes with a user-space device get one at random, so that logs tell them apart."""
 
+DISK_LOCKED = "disk-locked"
+"""Another QEMU has a volume's disk open."""
 NOT_THE_CLONES = {"host-memory", "libvirt-lost", "timeout"}
 """Causes for which a cold boot would fail as well."""
 
@@ -87,6 +90,9 @@ class Birth:
         self._secret = secrets.token_bytes(32)
         self._dirs = BoxDirs.of(settings, self.id)
         self.life: Life | None = None
+        self.held: Held | None = None
+        """Its volumes, once they are nobody else's: let go when nothing is left of it."""
+        self._volumes = False
         self._ram = -1
         """Of a clone's own memory file, from before it has one until the box is gone; -1 without."""
         self._ram_size = 0
@@ -106,10 +112,11 @@ class Birth:
         """It came up and has not ended since."""
         return not self._closed and self.life is not None and not self.life.over
 
-    async def cold(self, deadline: float) -> None:
+    async def cold(self, deadline: float, held: Held | None = None) -> None:
         """Boot the image's kernel.
 
         Args:
+            held: its volumes.
             deadline: of the guest's call, by `time.monotonic`.
 
         Raises:
@@ -121,10 +128,12 @@ class Birth:
         await self._open_transport()
         await self.transport.ready()
         self.mark("prepare")
-        spec = self.recipe.spec(self._dirs, self._owner, vsock=self.transport.domain())
+        disks = tuple(held.disks) if held else ()
+        spec = self.recipe.spec(self._dirs, self._owner, vsock=self.transport.domain(), volumes=disks)
         await self._start(lambda: self._hypervisor.start(spec, _left(deadline)))
         self.mark("start")
         await self._meet(deadline)
+        await self._has(held)
 
     async def clone(self, resident: Resident, deadline: float, promised: Callable[[], int]) -> None:
         """Restore `resident`: libvirt's part takes longest, so memory and device are made ready beside it.
@@ -199,10 +208,32 @@ class Birth:
         os.close(self._ram)
         self._ram = -1
 
+    async def plug(self, held: Held | None) -> None:
+        """Give a clone its volumes.
+
+        Raises:
+            NotRestored: they could not be plugged in; a cold boot has them from the start.
+            ProviderError: a cold boot would fail as well.
+        """
+        if held is not None:
+            try:
+                await self.machine.plug(held.disks)
+            except ProviderError as error:
+                if error.cause in {DISK_LOCKED, *NOT_THE_CLONES}:
+                    raise
+                raise NotRestored(f"A volume could not be plugged into a clone: {error.message}") from error
+            await self._has(held)
+
+    async def _has(self, held: Held | None) -> None:
+        if held is not None:
+            self._volumes = True
+            await run_sync(held.name, self.id)
+
     def live(self, tasks: TaskGroup) -> None:
         """Watch the box from now on, in `tasks`."""
         self.life = Life(self.id, self.connection, self.machine, self.transport, lambda: self._hypervisor.lost)
         self._stack.push_async_callback(self.life.end)
+        self._undo("its volumes", self._let_go)
         tasks.start_soon(self.life.run)
 
     def blame(self, error: VoidboxError) -> None:
@@ -218,9 +249,16 @@ class Birth:
                     self._closed = True
                     await self._stack.aclose()
                     self._ram_size = 0
+                    if self.held is not None:
+                        await run_sync(self.held.close)
                     self._undone(self)
 
     # steps
+
+    async def _let_go(self) -> None:
+        """Everything the guest wrote, on its volumes."""
+        if self._volumes and self.life is not None and not self.life.over:
+            await unmount(self.connection)
 
     def begin_phase(self) -> None:
         """What is measured next begins now, not at the end of the last phase."""

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -15,19 +16,21 @@ from anyio.abc import TaskGroup
 from anyio.to_thread import run_sync
 
 from voidbox_lab import images
-from voidbox_lab.box.birth import Birth, BrokenTemplate, NotRestored
+from voidbox_lab.box.birth import DISK_LOCKED, Birth, BrokenTemplate, NotRestored
 from voidbox_lab.box.boot_data import TEMPLATE_BOOT_DATA
 from voidbox_lab.box.box import Box
+from voidbox_lab.box.mounting import Unseen
 from voidbox_lab.box.pool import Pool
 from voidbox_lab.box.settle import rehearse, settle
 from voidbox_lab.box.trouble import libvirt_lost
 from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError
-from voidbox_lab.machines import Hypervisor, Recipe, Resident, Templates, Verdict, probe_accelerator
+from voidbox_lab.machines import Held, Hypervisor, Recipe, Resident, Templates, Verdict, Volumes, probe_accelerator
 from voidbox_lab.machines.hostmemory import QEMU_OVERHEAD_MB
 from voidbox_lab.machines.templates.resident import NoRoom, check_room
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import BoxFacts, Policy
 from voidbox_lab.spec.run import BoxStart
+from voidbox_lab.spec.volume import Mount
 from voidbox_lab.wire import protocol as p
 
 log = logging.getLogger(__name__)
@@ -126,6 +129,7 @@ class Boxes:
         agents: Sequence[str] = (),
         gateway_socket: Path | None = None,
         policy: Policy | None = None,
+        volumes: Sequence[Mount] = (),
         timeout_s: float = BOOT_S,
     ) -> Box:
         """Bring up a fresh box and put its policy in force.
@@ -133,6 +137,7 @@ class Boxes:
         Args:
             agents: agent CLIs to add as layers, e.g. ``claude-code``.
             gateway_socket: the host UNIX socket behind ``127.0.0.1:8129`` in the box; None: no way out at all.
+            volumes: named volumes and where the box has them; locked until it is closed.
             timeout_s: to the handshake. Not in it: what is done once, the fetching of an agent's layer and
                 the making of a template; and waiting for others that start.
 
@@ -140,16 +145,23 @@ class Boxes:
             Unavailable: this machine lacks an image, QEMU, libvirt or the vsock asked for.
             ProviderError: it did not boot; the message carries the console's last lines.
             LimitExceeded: not within `timeout_s` (limit ``time``).
-            UserError: memory or vCPUs out of range; a policy that names a program the image lacks.
+            UserError: memory or vCPUs out of range; a policy that names a program the image lacks; a volume that
+                there is none of, that is in use (cause ``volume-in-use``) or cannot be mounted.
         """
         if self._tasks is None:
             raise ProviderError("Boxes are opened inside `async with Boxes(...)`.", cause="closed")
         self._births += 1
         try:
-            recipe = await self.recipe(memory_mb=memory_mb, vcpus=vcpus, image=image, agents=agents)
-            box = await self._spare_box(recipe, gateway_socket, policy or Policy())
-            if box is None:
-                box = await self._new_box(recipe, gateway_socket, policy or Policy(), timeout_s)
+            held = self._hold(volumes)
+            try:
+                recipe = await self.recipe(memory_mb=memory_mb, vcpus=vcpus, image=image, agents=agents)
+                wish = _Wish(recipe, gateway_socket, policy or Policy(), held)
+                box = await self._spare_box(wish) or await self._new_box(wish, timeout_s)
+            except BaseException:
+                # Whatever had them is undone.
+                if held is not None:
+                    held.close()
+                raise
         finally:
             self._births -= 1
         self.booted += 1
@@ -157,28 +169,54 @@ class Boxes:
             await run_sync(_append, self._settings.boot_log, box.facts.model_dump_json())
         return box
 
-    async def _spare_box(self, recipe: Recipe, gateway_socket: Path | None, policy: Policy) -> Box | None:
+    def _hold(self, volumes: Sequence[Mount]) -> Held | None:
+        if not volumes:
+            return None
+        # Not in a thread: it would run on when its caller is cancelled, with nobody to let go. A few files only.
+        return Volumes(self._settings).hold(volumes)
+
+    async def _spare_box(self, wish: _Wish) -> Box | None:
         """A spare as a box of its own; None when there is none that still answers."""
-        self.pool.asked(recipe)
-        while birth := self.pool.claim(recipe):
+        self.pool.asked(wish.recipe)
+        while birth := self.pool.claim(wish.recipe):
+            began = time.monotonic()
             try:
-                return await self._settled(birth, gateway_socket, policy, time.monotonic(), "spare", "")
+                await self._plugged(birth, wish.held)
+                return await self._settled(birth, wish, began, "spare", "")
             except (ProviderError, LimitExceeded) as error:
+                if error.cause == DISK_LOCKED:
+                    raise
                 # It was well when it was last looked at; that is no reason to fail a stage.
                 log.warning("a spare box failed as it was claimed: %s", error.message)
+                if wish.held is not None:
+                    return None  # what is on a volume may be to blame, and is not to cost every spare
         return None
 
-    async def _new_box(self, recipe: Recipe, gateway_socket: Path | None, policy: Policy, timeout_s: float) -> Box:
-        async with self._starting:
-            began = time.monotonic()
-            await self._make_room(recipe)
-            birth, start, note = await self._bear(recipe, timeout_s)
-        return await self._settled(birth, gateway_socket, policy, began, start, note)
+    async def _plugged(self, birth: Birth, held: Held | None) -> None:
+        try:
+            await birth.plug(held)
+        except BaseException:
+            await birth.undo()
+            raise
 
-    async def _settled(
-        self, birth: Birth, gateway_socket: Path | None, policy: Policy, began: float, start: BoxStart, note: str
-    ) -> Box:
-        """`birth` as a box with its policy in force."""
+    async def _new_box(self, wish: _Wish, timeout_s: float) -> Box:
+        warm = self._settings.warm == "auto"
+        note = ""
+        while True:
+            async with self._starting:
+                began = time.monotonic()
+                await self._make_room(wish.recipe)
+                birth, start, why = await self._bear(wish, timeout_s, warm=warm)
+            try:
+                return await self._settled(birth, wish, began, start, note or why)
+            except Unseen as error:
+                if start == "cold":
+                    raise
+                log.warning("booting a box instead of cloning it: %s", error.message)
+                warm, note = False, error.message
+
+    async def _settled(self, birth: Birth, wish: _Wish, began: float, start: BoxStart, note: str) -> Box:
+        """`birth` as a box with its volumes mounted and its policy in force."""
         recipe = birth.recipe
         try:
             facts = BoxFacts(
@@ -193,11 +231,12 @@ class Boxes:
                 start_note=note,
             )
             box = Box(birth.connection, facts, lambda: self._close(birth), birth.phases, birth.transport.connect)
-            await settle(birth, box, policy, gateway_socket)
+            await settle(birth, box, wish.policy, wish.gateway_socket, wish.held)
             box.facts = facts.model_copy(update={"boot_s": round(time.monotonic() - began, 3)})
         except BaseException:
             await birth.undo()
             raise
+        birth.held = wish.held
         self._open.add(birth)
         return box
 
@@ -220,20 +259,23 @@ class Boxes:
         await birth.undo()
         self._open.discard(birth)
 
-    async def _bear(self, recipe: Recipe, timeout_s: float) -> tuple[Birth, BoxStart, str]:
+    async def _bear(self, wish: _Wish, timeout_s: float, *, warm: bool) -> tuple[Birth, BoxStart, str]:
         """A new box, how it started, and why it is no clone."""
         note = ""
         deadline = 0.0
-        if self._settings.warm == "auto":
+        recipe, held = wish.recipe, wish.held
+        if warm:
             try:
                 resident = await self._resident(recipe)
                 deadline = time.monotonic() + timeout_s
-                return await self._clone(recipe, resident, deadline), "clone", ""
+                birth = await self._clone(recipe, resident, deadline)
+                await self._plugged(birth, held)
+                return birth, "clone", ""
             except NotRestored as error:
                 log.warning("booting a box instead of cloning it: %s", error.message)
                 note = error.message
         deadline = deadline or time.monotonic() + timeout_s
-        return await self._born(recipe, lambda new: new.cold(deadline)), "cold", note
+        return await self._born(recipe, lambda new: new.cold(deadline, held)), "cold", note
 
     async def _resident(self, recipe: Recipe) -> Resident:
         try:
@@ -276,6 +318,16 @@ class Boxes:
             await birth.undo()
             raise
         return birth
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """The box that somebody asked for."""
+
+    recipe: Recipe
+    gateway_socket: Path | None
+    policy: Policy
+    held: Held | None
 
 
 def _append(path: Path, line: str) -> None:

@@ -11,8 +11,10 @@ import anyio
 from voidbox_lab.box.birth import Birth
 from voidbox_lab.box.box import Box
 from voidbox_lab.box.connection import REQUEST_S, Connection
+from voidbox_lab.box.mounting import mount, mounted
 from voidbox_lab.box.process import Process, started
 from voidbox_lab.errors import UserError
+from voidbox_lab.machines import Held
 from voidbox_lab.spec import Policy
 from voidbox_lab.wire import protocol as p
 
@@ -21,13 +23,14 @@ REHEARSAL_S = 60.0
 """Seconds that each rehearsed command gets."""
 
 
-async def settle(birth: Birth, box: Box, policy: Policy, gateway_socket: Path | None) -> None:
-    """Set the guest's clock, put `policy` in force and open the way to the gateway.
+async def settle(birth: Birth, box: Box, policy: Policy, gateway_socket: Path | None, held: Held | None) -> None:
+    """Set the guest's clock, mount the volumes `held`, put `policy` in force and open the way to the gateway.
 
     The requests leave together, and the guest takes them in order.
 
     Raises:
-        UserError: the policy names a program that the image lacks.
+        UserError: the policy names a program that the image lacks; a volume cannot be mounted.
+        Unseen: the guest does not find a volume's disk.
         BoxLost: the box is gone.
     """
     connection = birth.connection
@@ -38,6 +41,8 @@ async def settle(birth: Birth, box: Box, policy: Policy, gateway_socket: Path | 
         port = birth.transport.forward(0, gateway_socket)
         calls.append(connection.open(p.OP_PROXY, listen=p.PROXY_PORT, port=port))
     calls.append(connection.open(p.OP_PING))
+    # Before the policy, which may name programs on a volume.
+    await mounted(mount(connection, held))
     await box.apply(policy)
     replies = [await call.bounded_result(REQUEST_S) for call in calls]
     facts = replies[-1].get("boot")

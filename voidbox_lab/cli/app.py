@@ -10,7 +10,7 @@ from typer import Abort, Exit
 from typer.core import TyperGroup
 
 from voidbox_lab import __version__
-from voidbox_lab.cli import bench, daemon, doctor, exec_, image, notebook, runs, template
+from voidbox_lab.cli import bench, daemon, doctor, exec_, image, notebook, runs, template, volume
 from voidbox_lab.cli.output import EXIT, complain, err, out
 from voidbox_lab.errors import UserError, VoidboxError
 
@@ -49,6 +49,7 @@ app.command("gc")(daemon.gc)
 app.command("bench")(bench.bench)
 app.add_typer(image.app, name="image")
 app.add_typer(template.app, name="template")
+app.add_typer(volume.app, name="volume")
 app.add_typer(daemon.app, name="daemon")
 
 

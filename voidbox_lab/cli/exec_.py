@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import sys
 from typing import Annotated
 
@@ -21,7 +22,13 @@ MAX_STDIN = 6 << 20
 """Bytes; what fits a request after base64."""
 TIMED_OUT, OURS, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 CAUSES = {"not-found": NOT_FOUND, "denied": NOT_EXECUTABLE, "not-executable": NOT_EXECUTABLE}
-OPTIONS = {"memory_mb": "--memory", "timeout_s": "--timeout", "vcpus": "--vcpus", "image": "--image"}
+OPTIONS = {
+    "memory_mb": "--memory",
+    "timeout_s": "--timeout",
+    "vcpus": "--vcpus",
+    "image": "--image",
+    "volumes": "--volume",
+}
 
 
 def exec_(
@@ -33,6 +40,14 @@ def exec_(
     allow_command: Annotated[
         list[str] | None,
         typer.Option(help="Only these programs may run in the box; may be given again.", show_default=False),
+    ] = None,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:PATH[:ro]",
+            help="A volume and where the box has it, see `voidbox volume`; may be given again.",
+            show_default=False,
+        ),
     ] = None,
     stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Give the command our standard input.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what the box is.")] = False,
@@ -47,6 +62,7 @@ def exec_(
             image=image,
             stdin=_stdin() if stdin else None,
             policy=Policy(commands=tuple(allow_command) if allow_command else None),
+            volumes=tuple(volume or ()),
         )
     except ValidationError as e:
         raise UserError(_in_options(sentence("voidbox exec", e))) from e
@@ -81,7 +97,8 @@ def exec_(
 def _in_options(said: str) -> str:
     """`said` with the names of our options instead of those of the request's fields."""
     for field, option in OPTIONS.items():
-        said = said.replace(f"option {field!r}", option)
+        # Of one of several, the message names the value.
+        said = re.sub(rf"option '{field}(\.[\w.]+)?'", option, said)
     return said
 
 

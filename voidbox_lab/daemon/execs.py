@@ -58,6 +58,7 @@ async def _execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
             agents=(),
             gateway_socket=None,
             policy=request.policy,
+            volumes=request.volumes,
         )
         try:
             await send("started", ExecStarted(facts=box.facts), None)

@@ -25,6 +25,7 @@ from voidbox_lab.machines import Hypervisor
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import Policy, Tokens, VoidBoxSpec, digest_json
 from voidbox_lab.spec.events import ModelCall
+from voidbox_lab.spec.volume import Mount
 from voidbox_lab.wire.protocol import PROXY_PORT
 
 RETIRED_S = 1.0
@@ -130,6 +131,7 @@ class LiveBackend:
         agents: Sequence[str],
         gateway_socket: Path | None,
         policy: Policy,
+        volumes: Sequence[Mount] = (),
     ) -> Box:
         """See `Backend`."""
         for last in (False, True):
@@ -142,6 +144,7 @@ class LiveBackend:
                     agents=agents,
                     gateway_socket=gateway_socket,
                     policy=policy,
+                    volumes=volumes,
                 )
             except ProviderError as e:
                 if e.cause != "libvirt-lost":

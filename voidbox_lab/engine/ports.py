@@ -12,6 +12,7 @@ from typing import Protocol
 
 from voidbox_lab.spec import BoxFacts, Policy
 from voidbox_lab.spec.events import Telemetry
+from voidbox_lab.spec.volume import Mount
 
 
 class Exit(Protocol):
@@ -73,4 +74,5 @@ class Boxes(Protocol):
         agents: Sequence[str],
         gateway_socket: Path | None,
         policy: Policy,
+        volumes: Sequence[Mount] = (),
     ) -> Box: ...

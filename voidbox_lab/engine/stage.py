@@ -169,6 +169,7 @@ async def _open(job: StageJob, host: Host, adapter: Adapter, session: Session) -
         agents=(adapter.layer,) if adapter.layer else (),
         gateway_socket=session.socket,
         policy=spec.policy,
+        volumes=spec.volumes,
     )
     try:
         yield box

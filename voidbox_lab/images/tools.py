@@ -1,4 +1,4 @@
-"""Runs the host's tools that images are made with, and says in one sentence what is missing.
+"""Runs the host's tools that images and volumes are made with, and says in one sentence what is missing.
 
 Every run has a bound, a fixed locale and no terminal; a tool that fails becomes a `ProviderError` that
 carries the tool's own last lines.
@@ -26,6 +26,7 @@ PACKAGES = {
     "debugfs": "e2fsprogs",
     "dpkg-deb": "dpkg",
     "lz4": "lz4",
+    "mke2fs": "e2fsprogs",
     "mkfs.ext4": "e2fsprogs",
     "mksquashfs": "squashfs-tools",
     "npm": "npm",
@@ -34,6 +35,9 @@ PACKAGES = {
 }
 """Host tool to the Debian package that brings it."""
 
+IMAGE = "an image is built"
+"""What tools are run for unless told otherwise, as messages say it."""
+
 POLL_S = 0.2
 """How soon a cancelled caller is noticed."""
 
@@ -41,7 +45,7 @@ _ALSO = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 """Searched after PATH: a user's often lacks the places where mkfs.ext4 and debugfs are."""
 
 
-def find(tool: str) -> str:
+def find(tool: str, purpose: str = IMAGE) -> str:
     """Absolute path of `tool`.
 
     Raises:
@@ -51,7 +55,8 @@ def find(tool: str) -> str:
     if path is None:
         package = PACKAGES.get(tool, tool)
         raise Unavailable(
-            f"Building an image needs `{tool}`, which is not installed; run `sudo apt-get install {package}`.",
+            f"{purpose[0].upper()}{purpose[1:]} with `{tool}`, which is not installed; "
+            f"run `sudo apt-get install {package}`.",
             cause="host-tool-missing",
         )
     return path
@@ -72,6 +77,7 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: bytes = b"",
+    purpose: str = IMAGE,
 ) -> bytes:
     """Standard output of ``argv[0]`` (a name in `PACKAGES`, or a path), run to its end.
 
@@ -83,7 +89,7 @@ def run(
     A cancelled caller (see `check_cancelled`) ends it at once.
     """
     program = str(argv[0])
-    command = [program if "/" in program else find(program), *map(str, argv[1:])]
+    command = [program if "/" in program else find(program, purpose), *map(str, argv[1:])]
     deadline = time.monotonic() + timeout_s
     with contextlib.ExitStack() as stack:
         # A file, not a pipe: `communicate` does not go on writing after its time-out.
@@ -109,14 +115,14 @@ def run(
                     break
                 except subprocess.TimeoutExpired:
                     if time.monotonic() > deadline:
-                        raise too_slow(program, timeout_s) from None
+                        raise too_slow(program, timeout_s, purpose) from None
         except BaseException:
             # With all it started: npm is a shell, a node and whatever that runs.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             raise
     if process.returncode:
-        raise failed(program, process.returncode, said or printed)
+        raise failed(program, process.returncode, said or printed, purpose)
     return printed
 
 
@@ -126,19 +132,19 @@ def check_cancelled() -> None:
         anyio.from_thread.check_cancelled()
 
 
-def failed(program: str, status: int, output: bytes) -> ProviderError:
+def failed(program: str, status: int, output: bytes, purpose: str = IMAGE) -> ProviderError:
     """The error for `program` having exited with `status`, with the end of what it said."""
     said = " / ".join(output.decode(errors="replace").strip().splitlines()[-4:]) or "nothing was printed"
     return ProviderError(
-        f"`{Path(program).name}` failed with status {status} while an image was built: {said[-800:]}",
+        f"`{Path(program).name}` failed with status {status} as {purpose}: {said[-800:]}",
         cause="host-tool-failed",
     )
 
 
-def too_slow(program: str, timeout_s: float) -> LimitExceeded:
+def too_slow(program: str, timeout_s: float, purpose: str = IMAGE) -> LimitExceeded:
     """The error for `program` having been killed at its time bound."""
     return LimitExceeded(
-        f"`{Path(program).name}` did not end within {timeout_s:g} s while an image was built; try again.",
+        f"`{Path(program).name}` did not end within {timeout_s:g} s as {purpose}; try again.",
         limit="time",
         value=timeout_s,
         unit="s",

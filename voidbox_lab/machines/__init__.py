@@ -11,6 +11,7 @@ from voidbox_lab.machines.templates.keeper import Templates
 from voidbox_lab.machines.templates.make import Recipe
 from voidbox_lab.machines.templates.resident import Resident
 from voidbox_lab.machines.templates.store import Template, TemplateStore
+from voidbox_lab.machines.volumes import Held, Volume, Volumes
 
 __all__ = [
     "Accelerator",
@@ -18,6 +19,7 @@ __all__ = [
     "Disk",
     "Gone",
     "GoneReason",
+    "Held",
     "Hypervisor",
     "Machine",
     "MachineSpec",
@@ -30,6 +32,8 @@ __all__ = [
     "TemplateStore",
     "Templates",
     "Verdict",
+    "Volume",
+    "Volumes",
     "available_memory_mb",
     "claim",
     "probe_accelerator",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from voidbox_lab.errors import ProviderError
 from voidbox_lab.machines import processes, saving
 from voidbox_lab.machines.calls import call, libvirt, libvirt_qemu
 from voidbox_lab.machines.console import Console
-from voidbox_lab.machines.domain import console_socket, vsock_cid
-from voidbox_lab.machines.spec import Gone, GoneReason, MachineSpec
+from voidbox_lab.machines.domain import console_socket, render_volume, vsock_cid
+from voidbox_lab.machines.spec import Disk, Gone, GoneReason, MachineSpec
 
 CALL_TIMEOUT_S = 30.0
 """For calls that only look at libvirt's own state."""
 SAVE_TIMEOUT_S = 60.0
 RESTORE_TIMEOUT_S = 60.0
+PLUG_TIMEOUT_S = 20.0
 QUIT_TIMEOUT_S = 3.0
 DESTROY_TIMEOUT_S = 15.0
 KILL_TIMEOUT_S = 5.0
@@ -29,6 +30,7 @@ EOF_GRACE_S = 0.5
 """QEMU's end of the console closed: how long libvirt may take to say why."""
 CONSOLE_GRACE_S = 1.0
 """The domain ended: how long its last console output may take."""
+_LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
 PANIC = "Kernel panic - not syncing"
 
 _STOPPED: dict[int, GoneReason] = {
@@ -114,6 +116,18 @@ class Machine:
 
         await call("restore a machine", timeout_s + 1, restore)
         await self.read_cid()
+
+    async def plug(self, volumes: Sequence[Disk]) -> None:
+        """Give a running machine that has `MachineSpec.memory` its volumes, all of them at once.
+
+        Raises:
+            ProviderError: libvirt or QEMU failed, or took longer than `PLUG_TIMEOUT_S`; another QEMU has a disk
+                open (cause ``disk-locked``).
+        """
+        domain = self._running_domain
+        for index, disk in enumerate(volumes):
+            xml = render_volume(self.spec, disk, index)
+            await call("plug in a volume", PLUG_TIMEOUT_S, domain.attachDeviceFlags, xml, _LIVE)
 
     async def read_cid(self) -> None:
         """For `Hypervisor`: learn the address that libvirt gave a kernel vsock device."""

@@ -9,6 +9,7 @@ from typing import Literal
 
 from voidbox_lab.errors import UserError
 from voidbox_lab.machines.owner import Owner
+from voidbox_lab.spec.volume import MAX_MOUNTS
 from voidbox_lab.vsock.transport import VsockDevice
 
 Accelerator = Literal["kvm", "tcg"]
@@ -18,6 +19,8 @@ MIN_MEMORY_MB = 128
 """Below this the guest kernel and its initramfs do not fit."""
 MAX_DISKS = 20
 """Disks sit in fixed slots of the root bus, 0x03 to 0x16; nineteen layers and a scratch disk."""
+MAX_VOLUMES = MAX_MOUNTS
+"""The functions of one slot: of the root bus, or of as many root ports in a machine that is saved."""
 MAX_CMDLINE = 2047
 """Bytes; ``COMMAND_LINE_SIZE`` of x86 less the final NUL (arch/x86/include/asm/setup.h)."""
 
@@ -33,6 +36,8 @@ class Disk:
     read_only: bool
     serial: str = ""
     """What the guest reads in ``/sys/block/vdX/serial``; at most 20 bytes (VIRTIO_BLK_ID_BYTES)."""
+    lasting: bool = False
+    """It outlives the machine: what the guest flushes is written to the host's disk."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class MachineSpec:
     owner: Owner
     memory: MemoryFile | None = None
     """None for a machine that is never saved nor restored. Else `vsock` is plugged in after the restore."""
+    volumes: tuple[Disk, ...] = ()
+    """More disks, in a slot of their own; a machine with `memory` gets them later (`Machine.plug`)."""
     incoming: bool = False
     """Start empty and paused, for `Machine.restore`."""
 
@@ -89,9 +96,13 @@ class MachineSpec:
             raise UserError(f"A box has 1 to 64 vCPUs; {self.vcpus} was asked for.")
         if len(self.disks) > MAX_DISKS:
             raise UserError(f"A box has at most {MAX_DISKS} disks; {len(self.disks)} were asked for.")
+        if len(self.volumes) > MAX_VOLUMES:
+            raise UserError(f"A box has at most {MAX_VOLUMES} volumes; {len(self.volumes)} were asked for.")
+        if self.volumes and self.memory:
+            raise ValueError("volumes of a machine that is saved or restored are plugged in once it runs")
         if len(self.cmdline.encode()) > MAX_CMDLINE - len(" panic=-1"):
             raise UserError(f"The kernel command line is longer than {MAX_CMDLINE} bytes; shorten it.")
-        for disk in self.disks:
+        for disk in (*self.disks, *self.volumes):
             if not _SERIAL.fullmatch(disk.serial):
                 raise UserError(f"The disk serial {disk.serial!r} is not up to 20 letters, digits, '_', '.', '-'.")
 

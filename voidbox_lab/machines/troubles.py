@@ -16,6 +16,7 @@ _MEMORY = "free memory on the host, or ask for a smaller box"
 _ACCESS = "give QEMU's user access to that file, or unset VOIDBOX_LIBVIRT_URI"
 _DAEMON = "start that libvirt daemon, join the group that may use it, or choose another by VOIDBOX_LIBVIRT_URI"
 _HOLDER = "another process of this user runs the boxes: stop it, or use it"
+_LOCKED = "a box whose owner was killed may still have that disk: run `voidbox gc`, then try again"
 
 # A fragment of libvirt's or QEMU's message in lower case; the error's type, its cause, and the fix.
 _KNOWN: tuple[tuple[str, type[ProviderError], str, str], ...] = (
@@ -31,6 +32,7 @@ _KNOWN: tuple[tuple[str, type[ProviderError], str, str], ...] = (
     ("cannot allocate memory", ProviderError, "host-memory", _MEMORY),
     ("cannot set up guest memory", ProviderError, "host-memory", _MEMORY),
     ("failed to connect socket", Unavailable, "no-daemon", _DAEMON),
+    ('" lock', ProviderError, "disk-locked", _LOCKED),
     ("permission denied", Unavailable, "permission", _ACCESS),
 )
 _SHOWN = 300

@@ -10,6 +10,7 @@ from voidbox_lab.spec.base import Frozen, Name, Spec
 from voidbox_lab.spec.policy import Policy
 from voidbox_lab.spec.run import BoxFacts, RunState
 from voidbox_lab.spec.voidbox import MIN_MEMORY_MB
+from voidbox_lab.spec.volume import Mounts
 
 API_VERSION = 3
 """Raised when an old client could misread a new daemon."""
@@ -75,6 +76,7 @@ class ExecRequest(Spec):
     stdin: str | None = Field(None, max_length=8 << 20)
     """Base64."""
     policy: Policy = Policy()
+    volumes: Mounts = ()
 
 
 class ExecWaiting(Frozen):

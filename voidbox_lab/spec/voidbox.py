@@ -12,6 +12,7 @@ from voidbox_lab.spec.failure import OnFailure, Retry
 from voidbox_lab.spec.model import Model
 from voidbox_lab.spec.policy import Policy
 from voidbox_lab.spec.skill import Skill
+from voidbox_lab.spec.volume import Mounts
 
 MIN_MEMORY_MB = 192
 """Below this the guest's kernel, agent and one Python process do not fit (measured; see docs/performance.md)."""
@@ -42,6 +43,8 @@ class VoidBoxSpec(Spec):
     """Environment of the `command`. Not for secrets: it is stored with the run and seen in the box."""
     image: Name = "default"
     memory_mb: int = Field(512, ge=MIN_MEMORY_MB, le=1 << 20)
+    volumes: Mounts = ()
+    """Named volumes and where the box has them, e.g. ``("cache:/data", "models:/models:ro")``."""
     vcpus: int = Field(1, ge=1, le=64)
     timeout_s: float = Field(300, gt=0, le=86400)
     """Wall-clock bound on one attempt of the agent, in seconds; boot is bounded apart."""

@@ -20,6 +20,8 @@ telemetry    ``interval_s``                                               EVENT 
 policy       ``commands, rlimits``                                        ``landlock``
 identity     ``hostname, time_ns, entropy``                               -
 proxy        ``listen, port``                                             ``listen``
+mount        ``serial, path, read_only``                                  -
+unmount      -                                                            -; all commands are dead then
 shutdown     -                                                            -, then power off
 ============ ============================================================ =================================
 """
@@ -29,6 +31,7 @@ from __future__ import annotations
 OP_PING, OP_EXEC, OP_PUT, OP_GET, OP_STAT, OP_MKDIR = "ping", "exec", "put", "get", "stat", "mkdir"
 OP_LIST, OP_REMOVE, OP_TELEMETRY, OP_POLICY = "list", "remove", "telemetry", "policy"
 OP_IDENTITY, OP_PROXY, OP_SHUTDOWN = "identity", "proxy", "shutdown"
+OP_MOUNT, OP_UNMOUNT = "mount", "unmount"
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 """Channels. File contents travel on channel 0."""

@@ -74,6 +74,7 @@ class Recipe:
         *,
         vsock: VsockDevice | None = None,
         memory: MemoryFile | None = None,
+        volumes: tuple[Disk, ...] = (),
         incoming: bool = False,
     ) -> MachineSpec:
         """The machine of a box in `dirs`. One that is saved and one it is restored into are alike but for names.
@@ -95,6 +96,7 @@ class Recipe:
             accelerator=self.accelerator,
             owner=owner,
             memory=memory,
+            volumes=volumes,
             incoming=incoming,
         )
 
