@@ -19,6 +19,7 @@ from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.engine import Capacity
 from voidbox_lab.gateway.serve import serving_unix
 from voidbox_lab.settings import Settings
+from voidbox_lab.spec.api import MAX_SHELL_MESSAGE
 
 
 @pytest.fixture
@@ -35,7 +36,9 @@ async def house(settings: Settings) -> AsyncIterator[Any]:
     async with AsyncExitStack() as stack:
         capacity = Capacity(memory_mb=4096, vcpus=8)
         daemon = await stack.enter_async_context(Daemon.open(settings, fake_backend, capacity=capacity))
-        await stack.enter_async_context(serving_unix(app.create(daemon), settings.socket))
+        await stack.enter_async_context(
+            serving_unix(app.create(daemon), settings.socket, websocket_bytes=MAX_SHELL_MESSAGE)
+        )
         client = await stack.enter_async_context(AsyncClient(settings, start=False, env={}))
         yield SimpleNamespace(daemon=daemon, backend=daemon.backend, client=client, settings=settings)
         daemon.stop()

@@ -52,15 +52,17 @@ class Bounded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         self._activity.requests += 1
         try:
-            if scope["method"] == "POST" and _announced(scope) > MAX_BODY_BYTES:
+            # A WebSocket's messages are bounded where they are read.
+            body = scope.get("method") == "POST"
+            if body and _announced(scope) > MAX_BODY_BYTES:
                 await problem.response(TooLarge().error)(scope, receive, send)
                 return
-            await self._app(scope, _counting(receive) if scope["method"] == "POST" else receive, send)
+            await self._app(scope, _counting(receive) if body else receive, send)
         finally:
             self._activity.requests -= 1
             self._activity.touch()

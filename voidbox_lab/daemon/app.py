@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Body, FastAPI, Header, Query, Request, Response
+from fastapi import Body, FastAPI, Header, Query, Request, Response, WebSocket
 from fastapi.responses import FileResponse
 from sse_starlette import EventSourceResponse
 
 from voidbox_lab import __version__
-from voidbox_lab.daemon import check, execs, problem, streams
+from voidbox_lab.daemon import check, execs, problem, shell, streams
 from voidbox_lab.daemon.activity import Bounded
 from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.errors import UserError
@@ -76,6 +76,10 @@ def create(daemon: Daemon) -> FastAPI:
         """A command in a fresh box; its box is closed when the command ends or the client goes away."""
         daemon.admission.check("The command", request.memory_mb)
         return streams.respond(lambda send: execs.execute(daemon, request, send))
+
+    @app.websocket("/v1/shell")
+    async def terminal(socket: WebSocket) -> None:
+        await shell.serve(daemon, socket)
 
     @app.get("/v1/check", response_class=EventSourceResponse)
     async def check_host() -> EventSourceResponse:
