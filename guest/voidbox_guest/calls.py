@@ -78,6 +78,10 @@ class Handler:
     def on_end(self, channel: int) -> None:
         """The host has no more data for `channel`."""
 
+    def on_event(self, event: dict[str, Any]) -> None:
+        """The host tells something; see `wire.protocol`."""
+        raise OpError(BAD_REQUEST, "this operation takes no events")
+
     def on_room(self) -> None:
         """`Call.room` may have grown."""
 

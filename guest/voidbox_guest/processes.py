@@ -24,6 +24,7 @@ from wire.protocol import (
 )
 
 from . import policy as policies
+from . import terminal
 from .calls import Call, OpError, os_error
 from .running import Running
 from .spawn import Command
@@ -140,6 +141,7 @@ class Commands:
         home = AGENT_HOME if agent else "/root"
         full = {"PATH": policies.PATH, "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8", **env}
         limits = policies.rlimits(call.request.get("rlimits", {}))
+        pty = call.request.get("pty")
         return Command(
             [os.fsencode(a) for a in argv],
             {os.fsencode(k): os.fsencode(v) for k, v in full.items()},
@@ -147,6 +149,7 @@ class Commands:
             (AGENT_UID if agent else 0) if self._switch_user else None,
             {**self._policy.limits, **limits} if agent else limits,
             self._policy if agent else None,
+            None if pty is None else terminal.size_of(pty),
         )
 
     def explain(self, stage: str, number: int, command: Command) -> OpError:

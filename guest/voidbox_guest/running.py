@@ -1,4 +1,4 @@
-"""One command in the guest, from fork to reply: its pipes, its time, its end and what it leaves behind.
+"""One command in the guest, from fork to reply: its pipes or terminal, its time, its end and what it leaves.
 
 Which commands may begin, and the reaping of children, is `processes`' business.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from _collections import deque
-from _signal import SIGKILL, SIGTERM
+from _signal import SIGHUP, SIGKILL, SIGTERM
+from errno import EIO
 from select import POLLHUP, poll
 from time import monotonic
 
@@ -22,9 +23,11 @@ from wire.protocol import (
     STDOUT,
 )
 
+from . import terminal
 from .calls import Call, Handler, OpError
 from .loop import BROKEN, READ, WRITE
 from .spawn import MAX_REPORT, Command, spawn
+from .streams import open_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,23 +99,13 @@ class Running(Handler):
     def _start(self) -> None:
         """Fork. Raises OSError with nothing left behind."""
         self._tree = self._commands.make_tree()
-        with_stdin = self._with_stdin
         opened: list[int] = []
         try:
-            if with_stdin:
-                child_in, self._stdin = os.pipe2(os.O_CLOEXEC)
-                opened += child_in, self._stdin
-            else:
-                child_in = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-                opened.append(child_in)
-            ours_out, child_out = os.pipe2(os.O_CLOEXEC)
-            opened += ours_out, child_out
-            ours_err, child_err = os.pipe2(os.O_CLOEXEC)
-            opened += ours_err, child_err
+            streams, self._stdin, outputs = open_streams(self._command, self._with_stdin, opened)
             self._report, child_report = os.pipe2(os.O_CLOEXEC)
             opened += self._report, child_report
             self._start_time = monotonic()
-            self._pid = spawn(self._command, child_in, child_out, child_err, child_report, self._tree.enter_fd)
+            self._pid = spawn(self._command, *streams, child_report, self._tree.enter_fd)
         except OSError:
             for fd in opened:
                 os.close(fd)
@@ -122,15 +115,17 @@ class Running(Handler):
         self._begun = True
         self._tree.entered(self._pid)
         self._commands.started(self._pid, self)
-        for fd in (child_in, child_out, child_err, child_report):
+        for fd in {*streams, child_report}:
             os.close(fd)
-        self._outputs = {STDOUT: ours_out, STDERR: ours_err}
-        for fd in (ours_out, ours_err, self._report):
+        self._outputs = outputs
+        for fd in (*outputs.values(), self._report):
             os.set_blocking(fd, False)
         self._loop.watch(self._report, READ, self._reported)
-        self._listen(STDOUT, ours_out)
-        self._listen(STDERR, ours_err)
-        if with_stdin:
+        for channel, fd in outputs.items():
+            self._listen(channel, fd)
+        if STDERR not in outputs:
+            self._call.end(STDERR)
+        if self._stdin >= 0:
             os.set_blocking(self._stdin, False)
             self._loop.watch(self._stdin, 0, self._stdin_ready)
             self._feed()
@@ -180,6 +175,15 @@ class Running(Handler):
             except BlockingIOError:
                 self._listen(channel, fd)
                 return
+            except OSError as error:
+                if error.errno != EIO:
+                    raise
+                # Nobody has the terminal open. While the leader lives it is not closed: that would be a hang-up,
+                # and many a program closes its streams before it exits with a code that SIGHUP would replace.
+                if self._status is None:
+                    self._loop.forget(fd)
+                    return
+                data = b""
             if not data:
                 self._close_output(channel)
                 self._settle()
@@ -247,7 +251,8 @@ class Running(Handler):
 
     def _terminate(self) -> None:
         self._cancel_timers()
-        self._signal(SIGTERM)
+        # An interactive shell ignores SIGTERM; it goes when its terminal does.
+        self._signal(SIGTERM if self._command.size is None else SIGHUP)
         self._killer = self._loop.after(KILL_GRACE_S, self._kill)
 
     def _kill(self) -> None:
@@ -298,6 +303,19 @@ class Running(Handler):
         if self._begun:
             self._feed()
 
+    def on_event(self, event: dict[str, Any]) -> None:
+        """A new size of the terminal."""
+        try:
+            if self._command.size is None:
+                raise OpError(BAD_REQUEST, "a command without a terminal has no size")
+            self._command.size = terminal.size_of(event.get("resize"))
+        except OpError:
+            self.on_cancel(True)  # or it would run on with nobody to see it
+            raise
+        master = self._outputs.get(STDOUT)
+        if master is not None:
+            terminal.resize(master, self._command.size)
+
     def on_end(self, channel: int) -> None:
         """End of standard input."""
         self._stdin_ended = True
@@ -318,7 +336,7 @@ class Running(Handler):
                 written = os.write(self._stdin, queue[0])
             except BlockingIOError:
                 break
-            except BrokenPipeError:
+            except OSError:  # EPIPE, or EIO of a terminal
                 self._drain_stdin()
                 break
             consumed += written

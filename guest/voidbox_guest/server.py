@@ -10,7 +10,7 @@ import sys
 from _collections import deque
 from errno import EAGAIN
 
-from wire.frames import CANCEL, CREDIT, DATA, END, GOODBYE, REQUEST, Decoder, WireError, encode
+from wire.frames import CANCEL, CREDIT, DATA, END, EVENT, GOODBYE, REQUEST, Decoder, WireError, encode
 from wire.jsonlite import loads
 from wire.protocol import BAD_REQUEST, BUSY, INTERNAL, MAX_STREAMS
 
@@ -168,7 +168,7 @@ class Server:
             self._latest = stream
             self._request(stream, frame.payload)
             return ""
-        if kind not in (DATA, END, CANCEL, CREDIT):
+        if kind not in (DATA, END, CANCEL, CREDIT, EVENT):
             return "unexpected-kind"
         if stream > self._latest:
             return "unknown-stream"
@@ -185,6 +185,8 @@ class Server:
             self.guarded(call, call.handler.on_data, frame.flags, frame.payload)
         elif kind == END:
             self.guarded(call, call.handler.on_end, frame.flags)
+        elif kind == EVENT:
+            self.guarded(call, call.handler.on_event, loads(frame.payload))
         else:
             self.guarded(call, call.handler.on_cancel, frame.flags == 1)
         return ""

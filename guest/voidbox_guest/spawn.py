@@ -12,7 +12,7 @@ import resource
 from _signal import SIG_DFL, SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGXFSZ, set_wakeup_fd, signal
 from errno import EACCES, ENOENT, ENOTDIR
 
-from . import warm
+from . import terminal, warm
 from .policy import PATH
 
 TYPE_CHECKING = False
@@ -23,9 +23,9 @@ MAX_REPORT = 64
 
 
 class Command:
-    """What to run, checked: `uid` None means: as this process (tests on a host)."""
+    """What to run, checked. `uid` None means: as this process (tests on a host); `size` None: no terminal."""
 
-    __slots__ = ("argv", "cwd", "env", "limits", "policy", "uid")
+    __slots__ = ("argv", "cwd", "env", "limits", "policy", "size", "uid")
 
     def __init__(
         self,
@@ -35,9 +35,10 @@ class Command:
         uid: int | None,
         limits: dict[int, int],
         policy: Policy | None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         self.argv, self.env, self.cwd = argv, env, cwd
-        self.uid, self.limits, self.policy = uid, limits, policy
+        self.uid, self.limits, self.policy, self.size = uid, limits, policy, size
 
     def candidates(self) -> list[bytes]:
         """Where the program may be: the name itself if it has a slash, else along the command's own PATH."""
@@ -51,8 +52,8 @@ class Command:
 def spawn(command: Command, stdin: int, stdout: int, stderr: int, report: int, cgroup: int) -> int:
     """Fork and, in the child, become `command`. Returns the child's pid.
 
-    The descriptors are the child's ends; `report` is the write end of the error pipe, `cgroup` an open
-    cgroup.procs or -1. Raises OSError if fork(2) fails.
+    The descriptors are the child's ends, all three one terminal if `command` has a size; `report` is the write end
+    of the error pipe, `cgroup` an open cgroup.procs or -1. Raises OSError if fork(2) fails.
     """
     pid = os.fork()
     if pid:
@@ -67,6 +68,8 @@ def spawn(command: Command, stdin: int, stdout: int, stderr: int, report: int, c
             os.write(cgroup, b"0")
         for target, fd in enumerate((stdin, stdout, stderr)):
             os.dup2(fd, target)
+        if command.size is not None:
+            terminal.take_control(0)
         os.umask(0o022)
         for number, value in command.limits.items():
             resource.setrlimit(number, _within_hard(number, value))

@@ -20,6 +20,7 @@ from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.engine import Capacity
 from voidbox_lab.gateway.serve import serving_unix
 from voidbox_lab.settings import Address, Settings
+from voidbox_lab.spec.api import MAX_SHELL_MESSAGE
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ async def house(settings: Settings) -> AsyncIterator[Any]:
         daemon = await stack.enter_async_context(Daemon.open(settings, fake_backend, capacity=capacity))
         api = app.create(daemon)
         own = ratelimit.Limited(api, ratelimit.UNIX)
-        await stack.enter_async_context(serving_unix(own, settings.socket))
+        await stack.enter_async_context(serving_unix(own, settings.socket, websocket_bytes=MAX_SHELL_MESSAGE))
         client = await stack.enter_async_context(AsyncClient(settings, start=False, env={}))
         yield SimpleNamespace(daemon=daemon, backend=daemon.backend, client=client, settings=settings, api=api)
         daemon.stop()

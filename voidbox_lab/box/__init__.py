@@ -9,6 +9,18 @@ from voidbox_lab.box.box import Box
 from voidbox_lab.box.boxes import Boxes
 from voidbox_lab.box.connection import Connection
 from voidbox_lab.box.files import FileInfo, Listing
-from voidbox_lab.box.process import Completed, Exit, Input, Output, Process
+from voidbox_lab.box.process import Completed, Exit, Input, Output, Process, Pty
 
-__all__ = ["Box", "Boxes", "Completed", "Connection", "Exit", "FileInfo", "Input", "Listing", "Output", "Process"]
+__all__ = [
+    "Box",
+    "Boxes",
+    "Completed",
+    "Connection",
+    "Exit",
+    "FileInfo",
+    "Input",
+    "Listing",
+    "Output",
+    "Process",
+    "Pty",
+]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from voidbox_lab.box import files, process
 from voidbox_lab.box.connection import REQUEST_S, Connection
 from voidbox_lab.box.files import FileInfo, Listing, User
-from voidbox_lab.box.process import Completed, Exit, Output, Process
+from voidbox_lab.box.process import Completed, Exit, Output, Process, Pty
 from voidbox_lab.box.trouble import first_error
 from voidbox_lab.errors import LimitExceeded, ProviderError
 from voidbox_lab.spec import BoxFacts, Policy, Rlimits
@@ -67,6 +67,7 @@ class Box:
         stdin: bool | bytes | None = None,
         timeout_s: float | None = None,
         limits: Rlimits | None = None,
+        pty: Pty | None = None,
     ) -> Process:
         """Start a command; returns once its program runs.
 
@@ -76,13 +77,16 @@ class Box:
             stdin: True for a stream in `Process.stdin`, bytes to be sent, else nothing (``/dev/null``).
             timeout_s: after these the guest ends it and all it started; None: never.
             limits: instead of the policy's own for this command.
+            pty: a terminal of this size for all three streams; what is typed goes into `Process.stdin`.
 
         Raises:
             UserError: no such program or directory; or policy denies it (cause ``denied``).
             LimitExceeded: too many processes, or it did not start within `START_S`.
             BoxLost: the box is gone.
         """
-        fields = {
+        if pty is not None and stdin is None:
+            stdin = True
+        fields: dict[str, object] = {
             "argv": list(argv),
             "env": dict(env or {}),
             "cwd": cwd,
@@ -92,11 +96,13 @@ class Box:
         }
         if limits is not None:
             fields["rlimits"] = limits.model_dump()
+        if pty is not None:
+            fields["pty"] = pty.fields()
         call = self._connection.open(p.OP_EXEC, **fields)
         if isinstance(stdin, bytes):
             self._connection.spawn(process.feed, call, stdin)
         pid = await process.started(call, START_S)
-        return Process(call, tuple(argv), pid, stdin is True)
+        return Process(call, tuple(argv), pid, stdin is True, pty)
 
     async def run(
         self,

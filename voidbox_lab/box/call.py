@@ -13,8 +13,19 @@ import anyio
 
 from voidbox_lab.box.trouble import from_guest
 from voidbox_lab.errors import LimitExceeded, ProviderError, VoidboxError
-from voidbox_lab.wire.frames import CANCEL, DATA, END, MAX_DATA, WINDOW, Frame, WireError, encode, encode_credit
-from voidbox_lab.wire.jsonlite import loads
+from voidbox_lab.wire.frames import (
+    CANCEL,
+    DATA,
+    END,
+    EVENT,
+    MAX_DATA,
+    WINDOW,
+    Frame,
+    WireError,
+    encode,
+    encode_credit,
+)
+from voidbox_lab.wire.jsonlite import dumps, loads
 
 MAX_EVENTS = 64
 """Events kept for a slow consumer; older ones are dropped, for they are samples and announcements."""
@@ -114,6 +125,15 @@ class Call:
                 self._enqueue(encode(DATA, self.stream, bytes(view[offset : offset + count]), channel))
                 offset += count
         return not self.done
+
+    async def tell(self, **fields: Any) -> None:
+        """Send an event, waiting while the connection is full; nothing happens once the call is done."""
+        while not self.done:
+            full = self._room()
+            if full is None:
+                self._enqueue(encode(EVENT, self.stream, dumps(fields)))
+                return
+            await full.wait()
 
     def end(self, channel: int) -> None:
         """Nothing more will be sent on `channel`."""

@@ -10,11 +10,34 @@ from anyio.abc import ByteReceiveStream, ByteSendStream
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from voidbox_lab.box.call import Call
-from voidbox_lab.errors import ProviderError, VoidboxError
-from voidbox_lab.wire.protocol import STDERR, STDIN, STDOUT
+from voidbox_lab.errors import ProviderError, UserError, VoidboxError
+from voidbox_lab.wire.protocol import MAX_COLS, MAX_ROWS, STDERR, STDIN, STDOUT
 
 KILL_S = 15.0
 """Seconds from SIGKILL to the guest's word that the command is over; the guest gives up after 5 itself."""
+
+
+@dataclass(frozen=True)
+class Pty:
+    """A terminal's size in characters.
+
+    Raises:
+        UserError: no terminal can be that small or large.
+    """
+
+    rows: int = 24
+    cols: int = 80
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.rows <= MAX_ROWS and 1 <= self.cols <= MAX_COLS):
+            raise UserError(
+                f"A terminal of {self.rows} rows and {self.cols} columns cannot be; give 1 to {MAX_ROWS} rows and "
+                f"1 to {MAX_COLS} columns."
+            )
+
+    def fields(self) -> dict[str, int]:
+        """As the guest wants it."""
+        return {"rows": self.rows, "cols": self.cols}
 
 
 class _ExitFields(BaseModel):
@@ -125,8 +148,10 @@ class Input(ByteSendStream):
 class Process:
     """A running command. Leaving it as a context manager kills it if it still runs."""
 
-    def __init__(self, call: Call, argv: tuple[str, ...], pid: int, stdin: bool) -> None:
+    def __init__(self, call: Call, argv: tuple[str, ...], pid: int, stdin: bool, pty: Pty | None = None) -> None:
         self._call = call
+        self.pty = pty
+        """The size of its terminal, which `stdin` and `stdout` are then; `stderr` is empty."""
         self._exit: Exit | None = None
         self.argv = argv
         self.pid = pid
@@ -150,8 +175,20 @@ class Process:
                 self._exit = Exit.from_guest(event["exited"])
         return self._exit
 
+    async def resize(self, rows: int, cols: int) -> None:
+        """Give its terminal another size; the programs in front get SIGWINCH. Nothing happens once it has ended.
+
+        Raises:
+            UserError: it has no terminal, or none can have that size.
+        """
+        if self.pty is None:
+            raise UserError("The command has no terminal to resize; start it with a pty.")
+        self.pty = Pty(rows, cols)
+        await self._call.tell(resize=self.pty.fields())
+
     def terminate(self) -> None:
-        """SIGTERM to it and all it started, SIGKILL after the guest's grace. Does not wait."""
+        """SIGTERM to it and all it started, or SIGHUP if they have a terminal, SIGKILL after the guest's grace.
+        Does not wait."""
         self._call.cancel(hard=False)
 
     async def kill(self, within_s: float = KILL_S) -> None:

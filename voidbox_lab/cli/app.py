@@ -10,7 +10,7 @@ from typer import Abort, Exit
 from typer.core import TyperGroup
 
 from voidbox_lab import __version__
-from voidbox_lab.cli import bench, daemon, doctor, exec_, image, notebook, runs, template, volume
+from voidbox_lab.cli import bench, daemon, doctor, exec_, image, notebook, runs, shell, template, volume
 from voidbox_lab.cli.output import EXIT, complain, err, out
 from voidbox_lab.errors import UserError, VoidboxError
 
@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 app.command("run")(notebook.run)
 app.command("exec", context_settings={"allow_interspersed_args": False})(exec_.exec_)
+app.command("shell", cls=shell.ShellCommand)(shell.shell)
 app.command("doctor")(doctor.doctor)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)

@@ -65,7 +65,7 @@ def exec_(
             volumes=tuple(volume or ()),
         )
     except ValidationError as e:
-        raise UserError(_in_options(sentence("voidbox exec", e))) from e
+        raise UserError(in_options(sentence("voidbox exec", e))) from e
     try:
         with Client() as client:
             for event in client.execute(request):
@@ -94,7 +94,7 @@ def exec_(
     raise ProviderError("The daemon ended the command's stream without its exit code; see its log.")
 
 
-def _in_options(said: str) -> str:
+def in_options(said: str) -> str:
     """`said` with the names of our options instead of those of the request's fields."""
     for field, option in OPTIONS.items():
         # Of one of several, the message names the value.

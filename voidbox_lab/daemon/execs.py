@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Literal
 
 import anyio
@@ -13,10 +14,10 @@ from voidbox_lab.box.trouble import first_error
 from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.streams import Sender
 from voidbox_lab.engine import Waiting
-from voidbox_lab.engine.ports import Box
+from voidbox_lab.engine.ports import Box, Exit
 from voidbox_lab.engine.stage import CLOSE_S, GRACE_S
 from voidbox_lab.errors import Cancelled, LimitExceeded, UserError
-from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted, ExecWaiting
+from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted, ExecWaiting, ShellRequest
 
 
 async def execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
@@ -28,29 +29,38 @@ async def execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
     """
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_end_with, daemon)
+            tasks.start_soon(end_with, daemon, "command")
             await _execute(daemon, request, send)
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise first_error(group) from group
 
 
-async def _end_with(daemon: Daemon) -> None:
+async def end_with(daemon: Daemon, what: str) -> None:
+    """Wait until `daemon` is told to end; then raise `Cancelled`."""
     await daemon.stopping.wait()
-    raise Cancelled("The daemon was told to end, so the command was cancelled; run it again.", cause="shutdown")
+    raise Cancelled(f"The daemon was told to end, so the {what} was cancelled; run it again.", cause="shutdown")
 
 
-async def _execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
-    try:
-        stdin = base64.b64decode(request.stdin, validate=True) if request.stdin is not None else None
-    except binascii.Error:
-        raise UserError("stdin is not Base64; encode the bytes (RFC 4648).") from None
+@asynccontextmanager
+async def fresh_box(
+    daemon: Daemon, request: ExecRequest | ShellRequest, what: str, tell: Callable[[ExecWaiting], Awaitable[None]]
+) -> AsyncGenerator[Box]:
+    """A box as `request` wants it, opened when there is room for it and closed in any case.
+
+    Args:
+        what: whose box, for messages: ``The command's box``.
+        tell: gets what is waited for, when the wait begins and as it gets on.
+
+    Raises:
+        VoidboxError: what `Admission.admitted` and `Boxes.open` raise.
+    """
 
     async def waits(waiting: Waiting) -> None:
         message = f"Waiting for room: {waiting}."
-        await send("waiting", ExecWaiting(reason=waiting.reason, ahead=waiting.ahead, message=message), None)
+        await tell(ExecWaiting(reason=waiting.reason, ahead=waiting.ahead, message=message))
 
-    async with daemon.admission.admitted(request.memory_mb, request.vcpus, what="The command's box", tell=waits):
+    async with daemon.admission.admitted(request.memory_mb, request.vcpus, what=what, tell=waits):
         box = await daemon.backend.open(
             memory_mb=request.memory_mb,
             vcpus=request.vcpus,
@@ -61,12 +71,25 @@ async def _execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
             volumes=request.volumes,
         )
         try:
-            await send("started", ExecStarted(facts=box.facts), None)
-            await _run(box, request, stdin, send)
+            yield box
         finally:
             # Shielded: a client that went away must not leave its box behind.
             with anyio.move_on_after(CLOSE_S, shield=True):
                 await box.close()
+
+
+async def _execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
+    try:
+        stdin = base64.b64decode(request.stdin, validate=True) if request.stdin is not None else None
+    except binascii.Error:
+        raise UserError("stdin is not Base64; encode the bytes (RFC 4648).") from None
+
+    async def tell(waiting: ExecWaiting) -> None:
+        await send("waiting", waiting, None)
+
+    async with fresh_box(daemon, request, "The command's box", tell) as box:
+        await send("started", ExecStarted(facts=box.facts), None)
+        await _run(box, request, stdin, send)
 
 
 async def _run(box: Box, request: ExecRequest, stdin: bytes | None, send: Sender) -> None:
@@ -93,14 +116,18 @@ async def _run(box: Box, request: ExecRequest, stdin: bytes | None, send: Sender
             unit="s",
             source="request",
         )
-    how = ExecExit(
+    await send("exit", exit_of(ended), None)
+
+
+def exit_of(ended: Exit) -> ExecExit:
+    """How a process ended, for the client."""
+    return ExecExit(
         code=ended.code,
         signal=ended.signal,
         timed_out=ended.timed_out,
         oom=ended.oom,
         duration_s=ended.duration_s,
     )
-    await send("exit", how, None)
 
 
 async def _copy(stream: AsyncIterable[bytes], name: Literal["stdout", "stderr"], send: Sender) -> None:

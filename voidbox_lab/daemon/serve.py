@@ -37,6 +37,7 @@ from voidbox_lab.engine import Capacity
 from voidbox_lab.errors import UserError
 from voidbox_lab.gateway.serve import serving_unix
 from voidbox_lab.settings import AccelChoice, Address, Settings, VsockChoice
+from voidbox_lab.spec.api import MAX_SHELL_MESSAGE
 
 IDLE_S = 15 * 60.0
 LOCK_S = 45.0
@@ -121,7 +122,7 @@ async def serve(
             daemon.tcp = await stack.enter_async_context(served)
         # Last: who finds the socket finds everything else.
         own = ratelimit.Limited(api, ratelimit.UNIX)
-        await stack.enter_async_context(serving_unix(own, settings.socket))
+        await stack.enter_async_context(serving_unix(own, settings.socket, websocket_bytes=MAX_SHELL_MESSAGE))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stop_on_signals, daemon)
             tasks.start_soon(daemon.sweep_quietly)

@@ -19,6 +19,7 @@ from voidbox_lab.daemon.token import matches
 from voidbox_lab.errors import UserError
 from voidbox_lab.gateway.serve import serving
 from voidbox_lab.settings import Address
+from voidbox_lab.spec.api import MAX_SHELL_MESSAGE
 
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]{1,5})?", re.ASCII)
 
@@ -35,7 +36,7 @@ async def serving_tcp(app: ASGIApp, sock: socket.socket, name: str, token: str) 
     else:
         log.warning("listening on %s, which other machines reach, without TLS: see docs/api.md", url)
     limited = ratelimit.Limited(app, ratelimit.TCP)
-    async with serving(Guarded(limited, token, name), sock):
+    async with serving(Guarded(limited, token, name), sock, websocket_bytes=MAX_SHELL_MESSAGE):
         yield url
 
 

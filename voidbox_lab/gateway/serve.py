@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import uvicorn
@@ -48,6 +49,11 @@ class _Protocol(H11Protocol):
         self._wait_no_more()
         super().connection_lost(exc)
 
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        # From here on it is not an HTTP connection, and may be silent as long as it likes.
+        self._wait_no_more()
+        super().handle_websocket_upgrade(event)
+
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
@@ -63,8 +69,13 @@ class _Protocol(H11Protocol):
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, sock: socket.socket) -> AsyncGenerator[None]:
+async def serving(
+    app: ASGIApp, sock: socket.socket, *, websocket_bytes: int | None = None
+) -> AsyncGenerator[None]:
     """Serve `app` on a bound socket for the time of the context.
+
+    Args:
+        websocket_bytes: the longest WebSocket message taken; None: no WebSockets at all.
 
     Raises:
         ProviderError: the server did not start within 10 s.
@@ -72,7 +83,12 @@ async def serving(app: ASGIApp, sock: socket.socket) -> AsyncGenerator[None]:
     config = uvicorn.Config(
         app,
         http=_Protocol,
-        ws="none",
+        # The one of uvicorn's that reads no further than its app does and waits while the client does not read.
+        ws="none" if websocket_bytes is None else "websockets-sansio",
+        ws_max_size=websocket_bytes or 0,
+        # Apps have heartbeats of their own: a client that is stopped, or whose terminal is, answers no ping.
+        ws_ping_interval=None,
+        ws_per_message_deflate=False,
         log_config=None,
         # Its warnings are about clients, and a guest could write as many as it likes.
         log_level="error",
@@ -102,10 +118,10 @@ async def serving(app: ASGIApp, sock: socket.socket) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def serving_unix(app: ASGIApp, path: Path) -> AsyncGenerator[None]:
-    """Serve `app` on a new UNIX socket at `path`, for this user only (mode 0600)."""
+async def serving_unix(app: ASGIApp, path: Path, *, websocket_bytes: int | None = None) -> AsyncGenerator[None]:
+    """Serve `app` on a new UNIX socket at `path`, for this user only (mode 0600); else as `serving`."""
     with _bound(path) as sock:
-        async with serving(app, sock):
+        async with serving(app, sock, websocket_bytes=websocket_bytes):
             yield
 
 

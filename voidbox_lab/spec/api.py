@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from voidbox_lab.spec.base import Frozen, Name, Spec
 from voidbox_lab.spec.policy import Policy
@@ -79,6 +79,52 @@ class ExecRequest(Spec):
     volumes: Mounts = ()
 
 
+MAX_SHELL_MESSAGE = 64 * 1024
+"""Bytes of the longest WebSocket message of a shell, either way."""
+
+
+class Resize(Frozen):
+    """The client's terminal has another size, in characters; a text message of a shell's WebSocket."""
+
+    type: Literal["resize"] = "resize"
+    rows: int = Field(24, ge=1, le=4096)
+    cols: int = Field(80, ge=1, le=4096)
+
+
+class ShellRequest(Spec):
+    """A program on a terminal, in a fresh box or in that of a stage which runs now: the first message of its
+    WebSocket. After it binary messages are what is typed, and `Resize` may come at any time."""
+
+    argv: tuple[str, ...] = Field((), max_length=4096)
+    """Nothing: the agent's login shell, or /bin/sh if the image lacks that."""
+    run: str | None = Field(None, min_length=1, max_length=200)
+    stage: str | None = Field(None, min_length=1, max_length=200)
+    """With `run`: in the box of this stage, as it is. The next five are for a fresh box alone."""
+    memory_mb: int = Field(512, ge=MIN_MEMORY_MB, le=1 << 20)
+    vcpus: int = Field(1, ge=1, le=64)
+    image: Name = "default"
+    policy: Policy = Policy()
+    volumes: Mounts = ()
+    env: dict[str, str] = Field(default_factory=dict, max_length=256)
+    cwd: str = "/workspace"
+    rows: int = Field(24, ge=1, le=4096)
+    cols: int = Field(80, ge=1, le=4096)
+    term: str = Field("dumb", pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")
+    """TERM, the terminal's kind (terminfo(5))."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.run is None) is not (self.stage is None):
+            raise ValueError("a stage is named by both run and stage")
+        return self
+
+
+class ShellAlive(Frozen):
+    """Sent every few seconds, so that each side notices that the other is gone."""
+
+    type: Literal["alive"] = "alive"
+
+
 class ExecWaiting(Frozen):
     """There is no room for the box yet; sent when the wait begins and as it gets on."""
 
@@ -151,5 +197,8 @@ class CheckReport(Frozen):
 
 ExecEvent = Annotated[ExecWaiting | ExecStarted | ExecOutput | ExecExit | Failed, Field(discriminator="type")]
 EXEC_EVENT: TypeAdapter[ExecEvent] = TypeAdapter(ExecEvent)
+ShellEvent = Annotated[ExecWaiting | ExecStarted | ShellAlive | ExecExit | Failed, Field(discriminator="type")]
+"""A text message from the daemon; what the terminal shows comes in binary ones, after ``started``."""
+SHELL_EVENT: TypeAdapter[ShellEvent] = TypeAdapter(ShellEvent)
 CheckEvent = Annotated[CheckStep | CheckReport | Failed, Field(discriminator="type")]
 CHECK_EVENT: TypeAdapter[CheckEvent] = TypeAdapter(CheckEvent)

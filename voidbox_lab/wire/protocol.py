@@ -8,8 +8,8 @@ operation has any. After CANCEL the guest still replies.
 op           request fields                                               answer
 ============ ============================================================ =================================
 ping         -                                                            ``time_ns, uptime_s, boot``
-exec         ``argv, env, cwd, user, stdin, timeout_s, rlimits``          EVENT ``started``, ``exited``;
-                                                                          DATA 1, 2; ``exit`` fields
+exec         ``argv, env, cwd, user, stdin, timeout_s, rlimits``,         EVENT ``started``, ``exited``;
+             ``pty``; DATA 0, END; EVENT ``resize``                       DATA 1, 2; ``exit`` fields
 put          ``path, mode, user, parents``; DATA 0, END                   ``size``
 get          ``path, user, offset, limit``                                DATA 0; ``size``
 stat         ``path, user``                                               ``type, size, mode, uid, gid, mtime``
@@ -24,6 +24,10 @@ mount        ``serial, path, read_only``                                  -
 unmount      -                                                            -; all commands are dead then
 shutdown     -                                                            -, then power off
 ============ ============================================================ =================================
+
+``pty`` and ``resize`` are ``{"rows": ROWS, "cols": COLS}``. With ``pty`` the command has a terminal of that size:
+DATA 0 is typed there, DATA 1 is what it shows, and there is no DATA 2. Closing DATA 0 is not an end of file, for
+which a terminal has a character; a hard CANCEL hangs up.
 """
 
 from __future__ import annotations
@@ -60,6 +64,8 @@ MAX_EXECS = 512
 """Commands running at once in one box."""
 MAX_ARGS = 4096
 """Arguments, and likewise environment entries, of one command; their bytes are bounded by the frame."""
+MAX_ROWS = MAX_COLS = 4096
+"""Rows, and likewise columns, of a terminal; at least 1."""
 MAX_PATH = 4096
 """Bytes of a path (PATH_MAX)."""
 MAX_ENTRIES = 4096

@@ -1,12 +1,12 @@
-"""Boxes without a run: a command in one, a check of the host, the sweep of left-overs."""
+"""Boxes without a run: a command or a terminal in one, a check of the host, the sweep of left-overs."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, WebSocket
 
-from voidbox_lab.daemon import check, execs, streams
+from voidbox_lab.daemon import check, execs, shell, streams
 from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.openapi import Route, events
 from voidbox_lab.spec.api import ExecRequest, Swept
@@ -39,6 +39,10 @@ def routes(daemon: Daemon) -> APIRouter:
         """Its box is closed when the command ends or the client goes away."""
         daemon.admission.check("The command", request.memory_mb)
         return streams.respond(lambda send: execs.execute(daemon, request, send))
+
+    @router.websocket("/v1/shell")
+    async def terminal(socket: WebSocket) -> None:
+        await shell.serve(daemon, socket)
 
     @router.get(
         "/v1/check",
