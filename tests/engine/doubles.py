@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 
+from voidbox_lab import agents
 from voidbox_lab.agents import AgentResult, Launch
 from voidbox_lab.engine import Host, StageJob
 from voidbox_lab.errors import BoxLost, UserError, VoidboxError
@@ -37,17 +38,17 @@ class FakeProcess:
     """Plays a script of ("out"|"err", bytes), ("sleep", s), ("lose", cause) and ("exit", FakeExit)."""
 
     def __init__(self, script: Sequence[tuple[str, Any]], timeout_s: float) -> None:
-        self.killed = False
         out_send, self.stdout = anyio.create_memory_object_stream[bytes](1000)
         err_send, self.stderr = anyio.create_memory_object_stream[bytes](1000)
         self._sends = {"out": out_send, "err": err_send}
         self._script, self._timeout_s = script, timeout_s
+        self.log: list[str] = []
 
     async def wait(self) -> FakeExit:
         return self._exit
 
     async def kill(self, within_s: float = 0) -> None:
-        self.killed = True
+        self.log.append("processes")
 
     async def play(self) -> None:
         self._exit = FakeExit()
@@ -89,6 +90,7 @@ class FakeBox:
                 raise BoxLost("The box is gone: QEMU was killed.", cause=lost[0])
 
             process.wait = lose  # type: ignore[method-assign]
+        process.log = self.boxes.log
         self.boxes.execs.append((self, argv, options))
         self.boxes.tasks.start_soon(process.play)
         return process
@@ -111,6 +113,7 @@ class FakeBox:
     async def close(self) -> None:
         await anyio.sleep(0.01)  # closing is never instant; a cancelled stage must still get here and through
         self.closed = True
+        self.boxes.log.append("box")
         self.boxes.closed += 1
 
 
@@ -124,6 +127,8 @@ class FakeBoxes:
     boxes_: list[FakeBox] = field(default_factory=list)
     execs: list[tuple[FakeBox, Sequence[str], dict[str, Any]]] = field(default_factory=list)
     fail: Exception | None = None
+    log: list[str] = field(default_factory=list)
+    """What was let go of, in order."""
 
     async def open(self, *, memory_mb: int, **_: Any) -> FakeBox:
         if self.fail:
@@ -177,12 +182,13 @@ class FakeSession:
     base_url: str = "http://127.0.0.1:8129"
     socket: Path | None = None
     upstream: VoidboxError | None = None
+    log: list[str] = field(default_factory=list)
 
     def trouble(self) -> VoidboxError | None:
         return self.upstream
 
     async def close(self) -> None:
-        return
+        self.log.append("model")
 
 
 class FakeSessions:
@@ -192,6 +198,8 @@ class FakeSessions:
         self.live: set[str] = set()
         self.count = 0
         self.upstream: VoidboxError | None = None
+        self.log: list[str] = []
+        self.jobs: dict[str, StageJob] = {}
 
     @asynccontextmanager
     async def __call__(self, job: StageJob) -> AsyncIterator[FakeSession]:
@@ -199,13 +207,16 @@ class FakeSessions:
         token = f"token-{job.run}-{job.box.name}"
         assert token not in self.live
         self.live.add(token)
+        self.jobs[job.box.name] = job
         try:
-            yield FakeSession(token, upstream=self.upstream)
+            yield FakeSession(token, upstream=self.upstream, log=self.log)
         finally:
             self.live.remove(token)
 
 
-def adapter(name: str) -> FakeAdapter:
+def adapter(name: str) -> Any:
+    if name == "command":
+        return agents.adapter(name)
     if name != "lab-agent":
         raise UserError(f"There is no agent {name!r}; known: lab-agent.")
     return FakeAdapter()

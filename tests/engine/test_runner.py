@@ -3,94 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from tests.engine.doubles import FakeBoxes, FakeExit, FakeSessions, host, says
+from tests.engine.doubles import FakeExit, says
+from tests.engine.lab import at, box, chain, open_lab
 from voidbox_lab.box.trouble import first_error
-from voidbox_lab.engine import Admission, Capacity, Journal, LocalExecutor, Runner, StageCache, stage
+from voidbox_lab.engine import Capacity, stage
 from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError, UserError
-from voidbox_lab.spec import InputFile, Model, RunRecord, RunSpec, Skill, Stage, VoidBoxSpec
+from voidbox_lab.spec import InputFile, RunSpec, Skill, Stage
 from voidbox_lab.spec.events import (
     AgentLog,
     AgentText,
-    Event,
     Queued,
     RunChanged,
     StageChanged,
     Telemetry,
     ToolCall,
 )
-from voidbox_lab.store import Artifacts, SqliteStore, rebuild
 
 pytestmark = pytest.mark.anyio
-Script = Sequence[tuple[str, Any]]
-ROOMY = Capacity(memory_mb=8192, vcpus=16)
-
-
-def box(name: str, **options: Any) -> VoidBoxSpec:
-    return VoidBoxSpec(name=name, prompt=f"do {name}", model=Model.parse("scripted:x"), **options)
-
-
-def chain(*names: str) -> RunSpec:
-    return RunSpec(stages=tuple(Stage(box=box(n), needs=names[max(0, i - 1) : i]) for i, n in enumerate(names)))
-
-
-async def identity(_box: VoidBoxSpec) -> str:
-    return "sha256:image"
-
-
-class Lab:
-    """A runner with doubles below it, and what they saw."""
-
-    runner: Runner
-    scripts: dict[str, Script]
-
-    async def run(self, spec: RunSpec, timeout_s: float = 10) -> RunRecord:
-        record = await self.runner.submit(spec)
-        assert await self.runner.finished(record.id, timeout_s)
-        return await self.runner.store.get_run(record.id)
-
-    async def events(self, run: str) -> list[Event]:
-        return await self.runner.store.read_events(run, limit=5000)
-
-    async def until(self, run: str, stage: str, state: str) -> None:
-        with anyio.fail_after(5):
-            while (await self.runner.store.get_run(run)).stages[stage].state != state:
-                await anyio.sleep(0.01)
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Any:
-    @asynccontextmanager
-    async def open_lab(capacity: Capacity = ROOMY, **scripts: Script) -> AsyncIterator[Lab]:
-        lab = Lab()
-        lab.scripts = scripts
-        lab.boxes = FakeBoxes(lambda name: lab.scripts.get(name, says(result=f"{name} done")))  # type: ignore[attr-defined]
-        lab.sessions = FakeSessions()  # type: ignore[attr-defined]
-        store = await SqliteStore.open(tmp_path / "runs.sqlite")
-        artifacts = await Artifacts.open(tmp_path / "artifacts")
-        async with anyio.create_task_group() as tasks:
-            lab.boxes.tasks = tasks  # type: ignore[attr-defined]
-            lab.admission = Admission(capacity)  # type: ignore[attr-defined]
-            executor = LocalExecutor(host(lab.boxes, lab.sessions), lab.admission)  # type: ignore[attr-defined]
-            cache = StageCache(store, identity)
-            async with Runner.serving(store, artifacts, Journal(store), executor, cache) as lab.runner:
-                yield lab
-            tasks.cancel_scope.cancel()
-        assert lab.boxes.opened == lab.boxes.closed, "a box was left open"  # type: ignore[attr-defined]
-        assert not lab.sessions.live, "a token was left valid"  # type: ignore[attr-defined]
-        for record in await store.list_runs():
-            events = await store.read_events(record.id, limit=5000)
-            assert record == rebuild(record.id, record.spec, events, at=record.created_at)
-        await store.aclose()
-
-    return open_lab
+    """`async with lab(stage=script, …) as it`."""
+    return partial(open_lab, tmp_path)
 
 
 async def test_one_stage_from_queued_to_its_answer(lab: Any) -> None:
@@ -155,7 +97,7 @@ async def test_a_failed_stage_takes_down_only_what_needs_it(lab: Any) -> None:
 async def test_cancel_keeps_what_was_streamed_and_closes_the_box(lab: Any) -> None:
     async with lab(a=[*says("so far"), ("sleep", 60)]) as it:
         record = await it.runner.submit(chain("a", "b"))
-        await it.until(record.id, "a", "running")
+        await it.until(record.id, at("a", "running"))
         await anyio.sleep(0.1)
         await it.runner.cancel(record.id)
         await it.runner.cancel(record.id)
@@ -287,7 +229,7 @@ async def test_cancelling_a_stage_that_waits_for_memory(lab: Any) -> None:
     spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=box("b"))))
     async with lab(Capacity(memory_mb=700, vcpus=16), a=[("sleep", 60)], b=[("sleep", 60)]) as it:
         record = await it.runner.submit(spec)
-        await it.until(record.id, "a", "running")
+        await it.until(record.id, at("a", "running"))
         await it.runner.cancel(record.id)
         assert await it.runner.finished(record.id, 5)
         assert it.boxes.opened == 1
@@ -309,7 +251,7 @@ async def test_what_can_never_run_is_refused_at_once(lab: Any) -> None:
 async def test_shutdown_cancels_and_takes_no_more(lab: Any) -> None:
     async with lab(a=[("sleep", 60)]) as it:
         record = await it.runner.submit(chain("a"))
-        await it.until(record.id, "a", "running")
+        await it.until(record.id, at("a", "running"))
         await it.runner.shutdown(5)
         assert (await it.runner.store.get_run(record.id)).state == "cancelled"
         with pytest.raises(ProviderError, match="shutting down"):
@@ -319,13 +261,13 @@ async def test_shutdown_cancels_and_takes_no_more(lab: Any) -> None:
 async def test_leaving_without_shutdown_still_closes_boxes(lab: Any) -> None:
     async with lab(a=[("sleep", 60)]) as it:
         record = await it.runner.submit(chain("a"))
-        await it.until(record.id, "a", "running")
+        await it.until(record.id, at("a", "running"))
 
 
 async def test_first_text_arrives_within_a_tenth_of_a_second(lab: Any) -> None:
     async with lab(one=[*says("first"), ("sleep", 1.0), ("exit", FakeExit())]) as it:
         record = await it.runner.submit(chain("one"))
-        await it.until(record.id, "one", "running")
+        await it.until(record.id, at("one", "running"))
         start = anyio.current_time()
         while not any(isinstance(e.body, AgentText) for e in await it.events(record.id)):
             await anyio.sleep(0.005)
@@ -336,7 +278,7 @@ async def test_first_text_arrives_within_a_tenth_of_a_second(lab: Any) -> None:
 async def test_a_store_that_fails_ends_the_run_with_a_reason(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with lab(one=[("sleep", 0.2), *says()]) as it:
         record = await it.runner.submit(chain("one"))
-        await it.until(record.id, "one", "running")
+        await it.until(record.id, at("one", "running"))
         real, failures = it.runner.store.append, iter([True] * 2)
 
         async def flaky(*args: Any) -> Any:
