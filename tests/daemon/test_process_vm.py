@@ -139,7 +139,7 @@ def test_quickstart_end_to_end(client: Client, stocks: InputFile) -> None:
     """A scripted model, a real box: the numbers come from code that ran in it, and agree with ours."""
     from vega_datasets import data
 
-    record = client.submit(RunSpec(stages=(stage("analyst"),), inputs={"stocks.csv": stocks}))
+    record = client.submit(RunSpec(fresh=True, stages=(stage("analyst"),), inputs={"stocks.csv": stocks}))
     events = list(client.events(record.id))
     final = client.run(record.id)
     assert final.state == "succeeded", final.trouble
@@ -208,7 +208,7 @@ def ended(client: Client, run: str) -> RunRecord:
 
 
 def test_cancel_in_the_middle(client: Client, stocks: InputFile) -> None:
-    record = client.submit(RunSpec(stages=(stage("analyst"),), inputs={"stocks.csv": stocks}))
+    record = client.submit(RunSpec(fresh=True, stages=(stage("analyst"),), inputs={"stocks.csv": stocks}))
     domain, _ = at_work(client, record.id)
     client.cancel(record.id)
     final = ended(client, record.id)
@@ -218,14 +218,16 @@ def test_cancel_in_the_middle(client: Client, stocks: InputFile) -> None:
 
 
 def test_an_agent_past_its_time(client: Client, stocks: InputFile) -> None:
-    record = client.submit(RunSpec(stages=(stage("analyst", timeout_s=0.5),), inputs={"stocks.csv": stocks}))
+    record = client.submit(
+        RunSpec(fresh=True, stages=(stage("analyst", timeout_s=0.5),), inputs={"stocks.csv": stocks})
+    )
     trouble = ended(client, record.id).stages["analyst"].trouble
     assert trouble is not None
     assert (trouble.kind, trouble.cause) == ("limit", "time")
 
 
 def trouble_of(client: Client, *stages: Stage) -> Trouble:
-    record = client.submit(RunSpec(stages=stages))
+    record = client.submit(RunSpec(fresh=True, stages=stages))
     trouble = ended(client, record.id).trouble
     assert trouble is not None, client.run(record.id)
     return trouble
@@ -251,7 +253,7 @@ def test_a_model_that_is_down(client: Client) -> None:
 
 def test_a_later_stage_reads_the_earlier_ones_answer(client: Client) -> None:
     second = Stage(box=stage("second", "scripted:echo").box, needs=("first",))
-    record = client.submit(RunSpec(stages=(stage("first", "scripted:echo"), second)))
+    record = client.submit(RunSpec(fresh=True, stages=(stage("first", "scripted:echo"), second)))
     final = ended(client, record.id)
     assert final.state == "succeeded", final.trouble
     assert final.result is not None
@@ -260,7 +262,7 @@ def test_a_later_stage_reads_the_earlier_ones_answer(client: Client) -> None:
 
 def test_qemu_killed(client: Client, stocks: InputFile) -> None:
     """The stage fails as lost; its sibling lives."""
-    spec = RunSpec(stages=(stage("victim"), stage("sibling")), inputs={"stocks.csv": stocks})
+    spec = RunSpec(fresh=True, stages=(stage("victim"), stage("sibling")), inputs={"stocks.csv": stocks})
     record = client.submit(spec)
     for event in client.events(record.id):
         if isinstance(event.body, BoxBooted) and event.stage == "victim":
@@ -275,19 +277,49 @@ def test_qemu_killed(client: Client, stocks: InputFile) -> None:
 
 
 def test_daemon_killed_in_the_middle(client: Client, home: Settings, stocks: InputFile) -> None:
-    """kill -9: the next daemon ends the run, keeps what was streamed, and sweeps box and processes."""
-    record = client.submit(RunSpec(stages=(stage("analyst"),), inputs={"stocks.csv": stocks}))
+    """kill -9: the next daemon keeps what was streamed, sweeps box and processes, and can go on."""
+    record = client.submit(RunSpec(fresh=True, stages=(stage("analyst"),), inputs={"stocks.csv": stocks}))
     domain, seen = at_work(client, record.id)
     first = client.health().pid
     qemu = qemu_of(domain)
     os.kill(first, signal.SIGKILL)
-    final = ended(client, record.id)
+    list(client.events(record.id, after=seen[-1].seq))
+    final = client.run(record.id)
     assert final.trouble is not None
-    assert (final.state, final.trouble.cause) == ("failed", "daemon-died")
+    assert (final.state, final.trouble.cause) == ("interrupted", "daemon-died")
     assert list(client.events(record.id))[: len(seen)] == seen
     client._connect()
     client.gc()
     until(lambda: not Path(f"/proc/{qemu}").exists() or zombie(qemu), 30)
     until(lambda: not list((home.runtime / "b").glob("*")), 10)
     assert client.health().pid != first
-    assert ended(client, client.submit(record.spec).id).state == "succeeded"
+    client.resume(record.id)
+    assert ended(client, record.id).state == "succeeded"
+
+
+def test_a_pipeline_goes_on_where_its_daemon_was_killed(client: Client) -> None:
+    """kill -9 in stage 3 of 4: stages 1 and 2 are not run again, 3 and 4 are, on the stored outputs."""
+
+    def command(name: str, line: str, *needs: str) -> Stage:
+        box = VoidBoxSpec(name=name, command=("/bin/sh", "-c", line), memory_mb=256)
+        return Stage(box=box, needs=needs, stdin_from=needs[0] if needs else None)
+
+    stages = (
+        command("one", "date +%s%N; echo; echo one"),
+        command("two", "cat; echo two", "one"),
+        command("three", "cat; sleep 5; echo three", "two"),
+        command("four", "cat; echo four", "three"),
+    )
+    record = client.submit(RunSpec(stages=stages))
+    until(lambda: client.run(record.id).stages["three"].state == "running", 120)
+    before = client.run(record.id)
+    os.kill(client.health().pid, signal.SIGKILL)
+    client._connect()
+    assert client.run(record.id).state == "interrupted"
+    client.resume(record.id)
+    final = ended(client, record.id)
+    assert final.state == "succeeded", final.trouble
+    assert {n: s.attempts for n, s in final.stages.items()} == {"one": 1, "two": 1, "three": 2, "four": 1}
+    assert final.stages["two"] == before.stages["two"]
+    stamp = (before.stages["one"].output or "").splitlines()[0]
+    assert (final.result or "").splitlines() == [stamp, "", "one", "two", "three", "four"]

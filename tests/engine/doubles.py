@@ -148,6 +148,8 @@ class FakeBoxes:
 class FakeParser:
     """Lines are JSON: {"text": …}, {"tool": …} or {"result": …}."""
 
+    reads_lines = True
+
     def __init__(self) -> None:
         self._result: str | None = None
 

@@ -285,7 +285,7 @@ async def test_a_command_needs_no_model_and_reads_what_came_before(lab: Any) -> 
     spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=count, needs=("a",), stdin_from="a")))
     async with lab(a=says(result="alpha"), **{"-c": [("out", b"5\n"), ("out", b"bytes\n")]}) as it:
         record = await it.run(spec)
-        assert (record.result, record.stages["count"].model) == ("5\nbytes", None)
+        assert (record.result, record.stages["count"].model) == ("5\nbytes\n", None)
         _, argv, options = it.boxes.execs[1]
         assert (argv, options["stdin"], dict(options["env"])) == (("wc", "-c"), b"alpha", {})
         assert it.sessions.count == 1, "a command has no session"

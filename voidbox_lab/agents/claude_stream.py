@@ -46,6 +46,8 @@ class ClaudeStreamParser:
         self._last_message: str | None = None
         self._result: Json | None = None
 
+    reads_lines = True
+
     def feed(self, line: bytes) -> list[Body]:
         """The events in `line`; what is no event becomes a log line."""
         if len(line) > MAX_LINE or sum(map(line.count, (b"{", b"[", b","))) > MAX_MARKS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 
 from voidbox_lab.agents.contract import AgentResult, Launch
@@ -38,23 +39,26 @@ class Command:
 
 
 class CommandParser:
-    """Keeps what a command writes, and shows it as it comes."""
+    """Keeps what a command writes, byte for byte, and shows it as it comes."""
+
+    reads_lines = False
 
     def __init__(self) -> None:
         self._kept = bytearray()
         self._full = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, line: bytes) -> list[Body]:
         """See `contract.Parser`."""
         room = MAX_ANSWER_BYTES - len(self._kept)
-        self._full = self._full or len(line) + 1 > room
-        self._kept += line[:room] + b"\n"
-        text = line.decode(errors="replace") + "\n"
+        self._full = self._full or len(line) > room
+        self._kept += line[:room]
+        text = self._decoder.decode(line)
         return [AgentText(text=text[i : i + MAX_TEXT]) for i in range(0, len(text), MAX_TEXT)]
 
     def finish(self, exit_code: int | None) -> AgentResult:
-        """See `contract.Parser`. Without its last line break, as a shell's ``$(…)`` has it."""
+        """See `contract.Parser`. Bytes that are no UTF-8 are replaced."""
         if self._full:
             said = f"It wrote more than {MAX_ANSWER_BYTES >> 20} MiB; have it write a file instead."
             return AgentResult(said, is_error=True)
-        return AgentResult(self._kept.decode(errors="replace").rstrip("\n"), is_error=exit_code != 0)
+        return AgentResult(self._kept.decode(errors="replace"), is_error=exit_code != 0)

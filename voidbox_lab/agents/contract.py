@@ -43,8 +43,13 @@ class AgentResult:
 class Parser(Protocol):
     """Reads one agent's standard output. One per run of an agent."""
 
+    @property
+    def reads_lines(self) -> bool:
+        """Whether it is fed line by line; else as the bytes come."""
+        ...
+
     def feed(self, line: bytes) -> Sequence[Body]:
-        """The events in one line, without its line break. Never raises."""
+        """The events in one line, without its line break, or in some bytes. Never raises."""
         ...
 
     def finish(self, exit_code: int | None) -> AgentResult:

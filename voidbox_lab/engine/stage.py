@@ -298,7 +298,7 @@ async def _events(stream: AsyncIterable[bytes], parser: Parser, emit: Emit, budg
     lines = Lines()
     async for chunk in stream:
         budget.spend(len(chunk))
-        for line in lines.feed(chunk):
+        for line in lines.feed(chunk) if parser.reads_lines else [chunk]:
             for body in parser.feed(line):
                 await emit(_bounded_body(body))
     if rest := lines.rest():
