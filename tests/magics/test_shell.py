@@ -216,7 +216,7 @@ async def test_an_attached_cell_only_stops_looking(shell: Any, replayed: ModuleT
     """Stopping a cell that attached leaves the run to its owner; %voidbox cancel ends it."""
     declared(shell, "endless")
     client = replayed.ReplayClient()
-    record = await client.submit(build([["analyst"]], registry(shell).stage, {}))
+    record = await client.submit(build("analyst", registry(shell).stage, {}))
     source = f"%voidbox attach {record.id}"
     attached = asyncio.ensure_future(shell.run_cell_async(source, transformed_cell=shell.transform_cell(source)))
     await asyncio.sleep(0.3)
