@@ -100,7 +100,7 @@ def test_pipelines_and_time_limits_reach_the_spec(shell: Any, replayed: ModuleTy
         ("%voidbox run analyst --input stock.csv", "did you mean 'stocks.csv'?"),
         ("%voidbox run analyst --input .", "is a directory"),
         ("%voidbox run analyst --inptu x", "did you mean '--input'?"),
-        ("%voidbox run analyst analyst", "named twice"),
+        ("%voidbox run analyst analyst", "stands in the pipeline twice"),
         ("%voidbox attach nothing", "There is no run 'nothing'"),
         ("%voidbox rum analyst", "did you mean 'run'?"),
         ("%%voidbox stage x --model scripted:q --skill price-histroy\nhi", "did you mean 'price-history'?"),
