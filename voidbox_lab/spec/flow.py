@@ -1,7 +1,7 @@
 """How stages hang together, in one line: ``a | [b, c | d]:text | e``.
 
-``|`` is sequence, brackets are a fan-out, ``:REDUCER`` after one says how its outputs are merged, and names without
-anything between them (``a b``) are side by side too. Only names and their order: what a stage is, others know.
+``|`` is sequence, brackets are a fan-out, ``:REDUCER`` after one says how its outputs are merged, and names with
+nothing between them (``a b``) are side by side too. Only names and their order: what a stage is, others know.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def reducer(name: str) -> Reducer:
 
 
 class _Reader:
-    """Recursive descent over the tokens: chain := group ('|' group)*, group := NAME+ | '[' chain, … ']' [':' NAME]."""
+    """Recursive descent: chain := group ('|' group)*, group := NAME+ | '[' chain (',' chain)* ']' [':' NAME]."""
 
     def __init__(self, expression: str) -> None:
         self._whole = expression.strip()
