@@ -17,14 +17,14 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
-from voidbox_lab.api import Run, named, submitted
+from voidbox_lab.api import Run, failure, named, submitted
 from voidbox_lab.client import AsyncClient
 from voidbox_lab.errors import Cancelled, UserError, VoidboxError
 from voidbox_lab.magics import pipeline
 from voidbox_lab.magics.arguments import CELL, LINE, Parser, subcommand
 from voidbox_lab.magics.pending import Pending
 from voidbox_lab.magics.registry import Registry, StageDeclaration, unknown
-from voidbox_lab.magics.sentence import failure, shown_as_sentence
+from voidbox_lab.magics.sentence import shown_as_sentence
 from voidbox_lab.spec import Model, Policy, RunRecord, Skill, validated
 from voidbox_lab.spec.flow import parse_flow, stage_names
 from voidbox_lab.widgets.display import Surface, choose, in_kernel

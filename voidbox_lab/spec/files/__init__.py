@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voidbox_lab.errors import UserError
-from voidbox_lab.spec.files.build import ALL, built
+from voidbox_lab.spec.files.build import ALL, built, stage_names
 from voidbox_lab.spec.files.check import checked
 from voidbox_lab.spec.files.graph import dangling
-from voidbox_lab.spec.files.problems import Problem, SpecFileError
+from voidbox_lab.spec.files.problems import Problem, SpecFileError, near
 from voidbox_lab.spec.files.reading import Reading
 from voidbox_lab.spec.files.shape import KINDS, File
 from voidbox_lab.spec.files.source import load
@@ -59,9 +59,16 @@ def read(path: Path, *, models: Mapping[str, Model] | None = None) -> SpecFile:
     problems += dangling(document)
     if problems or written is None:
         raise SpecFileError(path, problems)
+    _check_names(path, written, models or {})
     try:
         run = built(written, reading, models or {})
     except UserError as e:
         # What only the whole can be wrong about: names that mapping makes, the number of stages.
         raise SpecFileError(path, [document.problem((), e.message)]) from e
     return SpecFile(path, written, run, reading.files)
+
+
+def _check_names(path: Path, written: File, models: Mapping[str, Model]) -> None:
+    names = stage_names(written)
+    for name in models.keys() - {ALL, *names}:
+        raise UserError(f"There is no stage {name!r} in {path} to give a model{near(name, names)}")

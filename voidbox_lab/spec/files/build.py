@@ -64,6 +64,7 @@ class _Builder:
             name=name,
             image=spec.image,
             memory_mb=spec.memory,
+            volumes=spec.volumes,
             vcpus=spec.vcpus,
             timeout_s=spec.timeout,
             policy=spec.policy,
@@ -116,6 +117,13 @@ def built(file: File, reading: Reading, models: Mapping[str, Model]) -> RunSpec 
         whole = replace(whole, tails=parts[file.result].tails)
     inputs = {name: reading.input(path) for name, path in file.inputs.items()}
     return whole.run_spec(inputs=inputs, budget=file.budget, name=file.name)
+
+
+def stage_names(file: File) -> list[str]:
+    """The stages that stand in a file, before any is mapped."""
+    if isinstance(file, AgentFile | SandboxFile):
+        return [file.name]
+    return list(file.stages if isinstance(file, PipelineFile) else file.steps)
 
 
 def before(spec: WorkSpec) -> list[str]:

@@ -33,9 +33,18 @@ class SpecFileError(UserError):
     """A spec file that cannot be run as it stands, with all that is wrong with it."""
 
     def __init__(self, path: Path, problems: Iterable[Problem]) -> None:
+        found = sorted(set(problems))
         self.path = path
-        self.problems = sorted(set(problems))[:MAX_PROBLEMS]
-        super().__init__("\n".join(f"{path}:{problem}" for problem in self.problems), cause="spec-file")
+        self.problems = found[:MAX_PROBLEMS]
+        self.more = len(found) - len(self.problems)
+        """How many there are besides."""
+        super().__init__("\n".join([f"The spec file {path} is not valid:", *self.lines]), cause="spec-file")
+
+    @property
+    def lines(self) -> list[str]:
+        """A line each, as compilers write them: ``FILE:LINE:COLUMN: FIELD: MESSAGE``."""
+        more = [f"{self.path}: … and {self.more} more"] if self.more else []
+        return [f"{self.path}:{problem}" for problem in self.problems] + more
 
 
 def dotted(loc: Sequence[str | int]) -> str:

@@ -16,8 +16,10 @@ from voidbox_lab.spec.files import shape
 from voidbox_lab.spec.files.fields import FLOW
 from voidbox_lab.spec.merge import Reducer
 from voidbox_lab.spec.policy import Rlimits
+from voidbox_lab.spec.volume import Mount
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+MOUNT_PATTERN = r"^[a-z0-9][a-z0-9_-]*:/[^:]+(:r[ow])?$"
 PLACE = "docs/schema/voidbox-1.schema.json"
 """Where the repository keeps it."""
 
@@ -31,6 +33,7 @@ def schema() -> dict[str, Any]:
     for name, rules in _RULES.items():
         definitions[name]["allOf"] = rules
     definitions[FLOW] = _FLOW
+    definitions["Mount"] = {"anyOf": [{"type": "string", "pattern": MOUNT_PATTERN}, definitions["Mount"]]}
     kinds = [
         {"if": {"properties": {"kind": {"const": kind}}}, "then": {"$ref": f"#/$defs/{model.__name__}"}}
         for kind, model in shape.KINDS.items()
@@ -123,7 +126,8 @@ def _closed(value: Any) -> Any:
 
 
 def _describe(name: str, definition: dict[str, Any]) -> None:
-    model: type[BaseModel] = vars(shape).get(name) or {"Rlimits": Rlimits}[name]
+    models: dict[str, Any] = {**vars(shape), "Mount": Mount, "Rlimits": Rlimits}
+    model = models[name]
     definition["description"] = inspect.cleandoc(model.__doc__ or "")
     told = {field: text for one in reversed(model.__mro__) for field, text in _docstrings(one).items()}
     for field, said in definition["properties"].items():

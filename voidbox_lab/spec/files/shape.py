@@ -33,6 +33,7 @@ from voidbox_lab.spec.policy import Policy
 from voidbox_lab.spec.run import MAX_STAGES
 from voidbox_lab.spec.skill import MAX_SKILL_BYTES
 from voidbox_lab.spec.voidbox import Argument, EnvName, EnvValue
+from voidbox_lab.spec.volume import Mounts
 
 Inputs = Annotated[dict[FileName, InputPath], Field(max_length=64)]
 RunInputs = Annotated[dict[FileName, InputPath], Field(max_length=1024)]
@@ -148,6 +149,8 @@ class BoxSpec(FileModel):
     """The image it boots."""
     memory: Memory = 512
     """Memory: megabytes (MiB), or as in 512MB, 1GB."""
+    volumes: Mounts = ()
+    """Named volumes and where the box has them, as in cache:/data, models:/models:ro."""
     vcpus: int = Field(1, ge=1, le=64)
     """Virtual CPUs."""
     timeout: Duration = 300
