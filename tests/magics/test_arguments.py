@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from voidbox_lab.errors import UserError
 from voidbox_lab.magics.arguments import CELL, LINE, run_parser, stage_parser, subcommand
-from voidbox_lab.magics.pipeline import groups
 from voidbox_lab.magics.registry import unknown
 
 
@@ -78,26 +77,3 @@ def test_unknown_names_come_with_the_nearest() -> None:
     )
     assert unknown("stage", "zzz", ["b"], "Declare it").endswith("(known: b). Declare it.")
     assert unknown("stage", "zzz", [], "Declare it").endswith("is not known. Declare it.")
-
-
-@pytest.mark.parametrize(
-    ("expression", "expected"),
-    [
-        ("a", [["a"]]),
-        ("a b", [["a", "b"]]),
-        ("a | b", [["a"], ["b"]]),
-        ("a|b", [["a"], ["b"]]),
-        ("a | [b, c] | d", [["a"], ["b", "c"], ["d"]]),
-        ("[a,b]", [["a", "b"]]),
-    ],
-)
-def test_stage_expressions(expression: str, expected: list[list[str]]) -> None:
-    """Sequence, side by side, and fan-out."""
-    assert groups(expression) == expected
-
-
-@pytest.mark.parametrize("expression", ["", "|", "a |", "a | | b", "[a", "a]", "a, b", "[a [b]]", "[]"])
-def test_ill_formed_stage_expressions(expression: str) -> None:
-    """One sentence that shows the form."""
-    with pytest.raises(UserError, match=r"write it like 'a', 'a \| b'"):
-        groups(expression)

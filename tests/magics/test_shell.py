@@ -100,7 +100,7 @@ def test_pipelines_and_time_limits_reach_the_spec(shell: Any, replayed: ModuleTy
         ("%voidbox run analyst --input stock.csv", "did you mean 'stocks.csv'?"),
         ("%voidbox run analyst --input .", "is a directory"),
         ("%voidbox run analyst --inptu x", "did you mean '--input'?"),
-        ("%voidbox run analyst analyst", "named twice"),
+        ("%voidbox run analyst analyst", "stands in the pipeline twice"),
         ("%voidbox attach nothing", "There is no run 'nothing'"),
         ("%voidbox rum analyst", "did you mean 'run'?"),
         ("%%voidbox stage x --model scripted:q --skill price-histroy\nhi", "did you mean 'price-history'?"),
@@ -216,7 +216,7 @@ async def test_an_attached_cell_only_stops_looking(shell: Any, replayed: ModuleT
     """Stopping a cell that attached leaves the run to its owner; %voidbox cancel ends it."""
     declared(shell, "endless")
     client = replayed.ReplayClient()
-    record = await client.submit(build([["analyst"]], registry(shell).stage, {}))
+    record = await client.submit(build("analyst", registry(shell).stage, {}))
     source = f"%voidbox attach {record.id}"
     attached = asyncio.ensure_future(shell.run_cell_async(source, transformed_cell=shell.transform_cell(source)))
     await asyncio.sleep(0.3)

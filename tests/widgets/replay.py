@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from voidbox_lab.errors import UserError
+from voidbox_lab.settings import Settings
 from voidbox_lab.spec.digest import digest_bytes
 from voidbox_lab.spec.events import (
     AgentLog,
@@ -205,6 +206,9 @@ RUNS: dict[str, _Run] = {}
 
 class ReplayClient:
     """The part of the asynchronous client that the notebook uses."""
+
+    def __init__(self) -> None:
+        self.settings = Settings.from_env()
 
     async def __aenter__(self) -> ReplayClient:
         return self

@@ -13,6 +13,7 @@ from voidbox_lab.api.box import VoidBox
 from voidbox_lab.api.compose import Composable, Pipeline, budget_of, fan_out
 from voidbox_lab.api.inputs import Inputs, Source, named
 from voidbox_lab.api.run import Run
+from voidbox_lab.api.verdict import failure
 from voidbox_lab.api.waiting import blocking, persistently, submitted
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "VoidBox",
     "blocking",
     "budget_of",
+    "failure",
     "fan_out",
     "named",
     "persistently",

@@ -10,7 +10,8 @@ from typer import Abort, Exit
 from typer.core import TyperGroup
 
 from voidbox_lab import __version__
-from voidbox_lab.cli import bench, daemon, doctor, exec_, image, notebook, runs, shell, template, volume
+from voidbox_lab.cli import bench, daemon, doctor, exec_, image, runs, shell, template, validate, volume
+from voidbox_lab.cli import run as run_
 from voidbox_lab.cli.output import EXIT, complain, err, out
 from voidbox_lab.errors import UserError, VoidboxError
 
@@ -39,7 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run")(notebook.run)
+app.command("run")(run_.run)
+app.command("validate")(validate.validate)
 app.command("exec", context_settings={"allow_interspersed_args": False})(exec_.exec_)
 app.command("shell", cls=shell.ShellCommand)(shell.shell)
 app.command("doctor")(doctor.doctor)

@@ -1,4 +1,4 @@
-"""``voidbox run NOTEBOOK``: execute a notebook headless and print what its runs found.
+"""``voidbox run NOTEBOOK``, see `voidbox_lab.cli.run`: execute a notebook headless and print what its runs found.
 
 The notebook's own code decides what runs; this reads the run records that its cells displayed.
 """
@@ -10,9 +10,8 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.markup import escape
 
 from voidbox_lab.cli.output import ago, dollars, err, out, print_json
@@ -38,15 +37,18 @@ _OURS = (BoxLost, Cancelled, LimitExceeded, ProviderError, Unavailable, UserErro
 _LATE = "CellTimeoutError"
 
 
-def run(
-    notebook: Annotated[Path, typer.Argument(help="A .ipynb file.", show_default=False)],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the executed notebook here.", show_default=False)
-    ] = None,
-    timeout: Annotated[float, typer.Option(help="Bound on each cell, in seconds.")] = 900,
-    json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
-) -> None:
-    """Execute a notebook headless and print, for each stage, its answer and what it ran on."""
+def execute(notebook: Path, *, output: Path | None, timeout: float, json: bool, fresh: bool) -> None:
+    """Execute a notebook headless and print, for each stage, its answer and what it ran on.
+
+    Args:
+        output: where to write the executed notebook.
+        timeout: bound on each cell, in seconds.
+        json: print the runs as JSON.
+        fresh: its runs take no earlier results.
+
+    Raises:
+        VoidboxError: a cell or a run failed, as the kind it is; told after what ran was printed.
+    """
     import nbformat  # here: it takes a second, which no other subcommand should pay
 
     if timeout <= 0:
@@ -55,7 +57,7 @@ def run(
     began = time.monotonic()
     if not json:
         err.print(f"executing {escape(str(notebook))} …")
-    trouble = _execute(book, notebook, timeout)
+    trouble = _execute(book, notebook, timeout, fresh)
     if output is not None:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,7 @@ class _Stop:
         self._task = asyncio.ensure_future(ending)
 
 
-def _execute(book: Any, path: Path, timeout: float) -> VoidboxError | None:
+def _execute(book: Any, path: Path, timeout: float, fresh: bool) -> VoidboxError | None:
     """Execute in place; the trouble, if any, after which the cells before it keep their outputs."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -161,7 +163,8 @@ def _execute(book: Any, path: Path, timeout: float) -> VoidboxError | None:
         on_cell_start=stop.check,
     )
     try:
-        client.execute()
+        # With an environment of its own only where it differs: nbclient takes it for the whole one.
+        client.execute(**({"env": {**os.environ, "VOIDBOX_FRESH": "1"}} if fresh else {}))
     except Cancelled as e:
         return e
     except asyncio.CancelledError:

@@ -141,7 +141,8 @@ def stage_parser() -> Parser:
 def run_parser() -> Parser:
     """``%voidbox run``."""
     p = Parser(
-        "%voidbox run", "Run stages and show them here: 'a', 'a b' side by side, 'a | [b, c] | d' as a pipeline."
+        "%voidbox run",
+        "Run stages and show them here: 'a', 'a b' side by side, 'a | [b, c]:text | d' as a pipeline.",
     )
     p.add_argument("stages", nargs="+", metavar="STAGE", help="declared stages")
     p.add_argument(

@@ -17,15 +17,16 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
-from voidbox_lab.api import Run, named, submitted
+from voidbox_lab.api import Run, failure, named, submitted
 from voidbox_lab.client import AsyncClient
 from voidbox_lab.errors import Cancelled, UserError, VoidboxError
 from voidbox_lab.magics import pipeline
 from voidbox_lab.magics.arguments import CELL, LINE, Parser, subcommand
 from voidbox_lab.magics.pending import Pending
 from voidbox_lab.magics.registry import Registry, StageDeclaration, unknown
-from voidbox_lab.magics.sentence import failure, shown_as_sentence
+from voidbox_lab.magics.sentence import shown_as_sentence
 from voidbox_lab.spec import Model, Policy, RunRecord, Skill, validated
+from voidbox_lab.spec.flow import parse_flow, stage_names
 from voidbox_lab.widgets.display import Surface, choose, in_kernel
 from voidbox_lab.widgets.follow import follow
 
@@ -143,16 +144,16 @@ class VoidboxMagics(Magics):
     # What asks the daemon
 
     async def _run(self, options: argparse.Namespace) -> Any:
-        order = pipeline.groups(" ".join(options.stages))
+        flow = parse_flow(" ".join(options.stages))
         paths = input_files(options.input)
         # Everything that can be wrong here is found before a daemon is started or a byte is copied.
-        boxes = {n: self.registry.stage(n, timeout_s=options.timeout) for group in order for n in group}
-        pipeline.build(order, boxes.__getitem__, {})
+        boxes = {name: self.registry.stage(name, timeout_s=options.timeout) for name in stage_names(flow)}
+        pipeline.build(flow, boxes.__getitem__, {})
         surface = choose(quiet=options.quiet, shell=self.shell)
         async with AsyncClient() as client:
             inputs = {name: await client.upload(path) for name, path in paths.items()}
             fresh = options.fresh or client.settings.fresh
-            spec = pipeline.build(order, boxes.__getitem__, inputs, budget=options.budget, fresh=fresh)
+            spec = pipeline.build(flow, boxes.__getitem__, inputs, budget=options.budget, fresh=fresh)
             record = await submitted(client, spec)
             self.started.append(record.id)
             return await _shown_run(client, record, surface, options, owner=True)

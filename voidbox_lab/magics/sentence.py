@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from voidbox_lab import errors
 from voidbox_lab.errors import VoidboxError
-from voidbox_lab.spec.run import RunRecord, Trouble
 from voidbox_lab.widgets.text import one_line
 
 _RED, _RESET = "\x1b[31m", "\x1b[0m"
@@ -23,22 +21,3 @@ def shown_as_sentence(error: VoidboxError, *, colour: bool) -> VoidboxError:
     error._render_traceback_ = lambda: [text]  # type: ignore[attr-defined]
     error.__cause__ = error.__context__ = None
     return error
-
-
-def failure(record: RunRecord) -> VoidboxError | None:
-    """Why `record` did not succeed, as the error of its kind; None if it did."""
-    if record.state == "succeeded":
-        return None
-    for stage in record.stages.values():
-        # The one the run failed for: others may have failed without harm.
-        if stage.state == "failed" and stage.trouble is not None and stage.trouble == record.trouble:
-            return _error(stage.trouble, f"Stage {stage.name!r} of run {record.id} failed: ")
-    if record.trouble is not None:
-        return _error(record.trouble, f"Run {record.id}: ")
-    if record.state == "cancelled":
-        return errors.Cancelled(f"The run {record.id} was cancelled.")
-    return errors.ProviderError(f"The run {record.id} ended as {record.state} without saying why.")
-
-
-def _error(trouble: Trouble, prefix: str) -> VoidboxError:
-    return errors.from_dict({**trouble.model_dump(), "message": prefix + trouble.message})

@@ -122,8 +122,14 @@ class RunSpec(Spec):
 
 def _check_files(files: Mapping[str, InputFile]) -> None:
     for name in files:
-        if "/" in name or "\0" in name or name in {"", ".", ".."} or len(name.encode()) > 255:
-            raise ValueError(f"input {name!r} is not a plain file name")
+        check_file_name(name)
+
+
+def check_file_name(name: str) -> str:
+    """`name` if it can be an input's: a file name without a directory. `ValueError` if not."""
+    if "/" in name or "\0" in name or name in {"", ".", ".."} or len(name.encode()) > 255:
+        raise ValueError(f"input {name!r} is not a plain file name")
+    return name
 
 
 class Tokens(Frozen):
