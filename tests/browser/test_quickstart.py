@@ -27,7 +27,7 @@ def lab_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     """A home of its own with the shared image cache; its daemon is ended afterwards."""
     cache = Settings.from_env().cache
     home = tmp_path_factory.mktemp("home")
-    env = {"VOIDBOX_HOME": str(home), "VOIDBOX_CACHE": str(cache)}
+    env = {"VOIDBOX_HOME": str(home), "VOIDBOX_CACHE": str(cache), "VOIDBOX_FRESH": "1"}
     settings = Settings.from_env(os.environ | env)
     images.resolve(settings)  # Unavailable here is a skip that says what to build
     yield env

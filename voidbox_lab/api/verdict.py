@@ -12,7 +12,7 @@ def failure(record: RunRecord) -> VoidboxError | None:
         return None
     for stage in record.stages.values():
         # The one the run failed for: others may have failed without harm.
-        if stage.state == "failed" and stage.trouble is not None and stage.trouble == record.trouble:
+        if stage.state == "failed" and stage.trouble is not None and record.trouble in (None, stage.trouble):
             return _error(stage.trouble, f"Stage {stage.name!r} of run {record.id} failed: ")
     if record.trouble is not None:
         return _error(record.trouble, f"Run {record.id}: ")
