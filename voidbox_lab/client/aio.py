@@ -91,7 +91,7 @@ class AsyncClient:
 
     async def prune(self, request: PruneRequest) -> PruneReport:
         """Delete old runs and the artifacts that only they refer to."""
-        call = Call("POST", "/v1/runs/prune", body=request.model_dump(mode="json"))
+        call = Call("POST", "/v1/prune", body=request.model_dump(mode="json"))
         return PruneReport.model_validate_json((await self._call(call)).content)
 
     async def cancel(self, run_id: str) -> RunRecord:

@@ -99,7 +99,7 @@ def routes(daemon: Daemon) -> APIRouter:
         await daemon.store.delete_run(run)
         return Response(status_code=204)
 
-    @router.post("/v1/runs/prune", operation_id="pruneRuns", summary="Forget old runs and what only they refer to")
+    @router.post("/v1/prune", operation_id="pruneRuns", summary="Forget old runs and what only they refer to")
     async def prune_runs(request: PruneRequest) -> PruneReport:
         """A run goes if it has ended and every test that is given is met; an artifact, if no run refers to it."""
         return await daemon.prune(request)
