@@ -6,9 +6,9 @@ import time
 from collections import Counter
 
 import anyio
+from rich.align import AlignMethod
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from voidbox_lab.widgets.display import Cancel
@@ -21,6 +21,8 @@ LINES_BESIDES = 4
 """Lines of the terminal that are left for others."""
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "skipped": "yellow", "retrying": "yellow",
            "running": "bold"}  # fmt: skip
+COLUMNS: tuple[AlignMethod, ...] = ("left", "left", "right", "right", "right")
+"""Stage, state, tokens, cost, time; after them comes a note."""
 WAITING = frozenset({"queued", "skipped"})
 
 
@@ -67,15 +69,21 @@ def rendered(state: ViewState, height: int) -> RenderableType:
     if len(shown) > height - 2:
         # Stable: among equals the order stays the declared one.
         shown = sorted(shown, key=lambda s: (s.over or s.state in WAITING, s.state != "failed"))[: height - 2]
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for justify in ("left", "left", "right", "right", "right"):
-        table.add_column(justify=justify, no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    for stage in shown:
-        table.add_row(*_row(stage))
+    rows = [_row(stage) for stage in shown]
+    widths = [max((row[i].cell_len for row in rows), default=0) for i in range(len(COLUMNS))]
     left = Counter(s.state for s in state.stages.values()) - Counter(s.state for s in shown)
     rest = [Text(f"… and {', '.join(f'{n} {s}' for s, n in sorted(left.items()))}", style="dim")] if left else []
-    return Group(Text(f"run {state.run}: {state.state}", style="bold"), table, *rest)
+    lines = (_line(row, widths) for row in rows)
+    return Group(Text(f"run {state.run}: {state.state}", style="bold"), *lines, *rest)
+
+
+def _line(row: tuple[Text, ...], widths: list[int]) -> Text:
+    """One line, whose last cell gets what room is left. A table would take from the others for it."""
+    for cell, width, align in zip(row, widths, COLUMNS, strict=False):
+        cell.align(align, width)
+    line = Text("  ").join(row)
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _row(stage: StageView) -> tuple[Text, ...]:

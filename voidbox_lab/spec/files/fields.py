@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -111,6 +111,12 @@ def _parts(values: list[object], depth: int) -> tuple[Flow, ...]:
     return tuple(read_flow(value, depth + 1) for value in values)
 
 
+def _no_bool(value: object) -> object:
+    """True equals 1 in Python, and in a literal; in JSON it does not."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+Version = Annotated[Literal[1], BeforeValidator(_no_bool)]
 _NAME: dict[str, Any] = {"type": "string", "pattern": NAME_PATTERN}
 StageName = Annotated[Name, WithJsonSchema(_NAME)]
 FileName = Annotated[

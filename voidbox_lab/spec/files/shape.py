@@ -25,6 +25,7 @@ from voidbox_lab.spec.files.fields import (
     PromptPath,
     SkillPath,
     StageName,
+    Version,
     told,
 )
 from voidbox_lab.spec.mapping import ITEM
@@ -268,7 +269,7 @@ class AgentFile(AgentSpec):
     """One agent in one box."""
 
     kind: Literal["agent"]
-    version: Literal[1]
+    version: Version
     name: StageName
     """The agent's name, and the run's."""
 
@@ -282,7 +283,7 @@ class AgentFile(AgentSpec):
 class RunFields(FileModel):
     """What all stages of a run share."""
 
-    version: Literal[1]
+    version: Version
     name: StageName | None = None
     """What people call the run."""
     budget: Budget = Budget()
@@ -317,7 +318,7 @@ class SandboxFile(BoxSpec):
     """A box without an agent."""
 
     kind: Literal["sandbox"]
-    version: Literal[1]
+    version: Version
     name: StageName = "sandbox"
     run: str | None = Field(None, min_length=1, max_length=131071)
     """A line for /bin/sh, what 'voidbox run' does in it."""

@@ -96,7 +96,7 @@ def parse(path: Path, text: str) -> Document:
         said = " ".join(filter(None, [e.context and f"{e.context}:", e.problem])) or "it cannot be read"
         raise SpecFileError(path, [Problem(*place, "", f"this is not YAML that is read here: {said}")]) from e
     except yaml.reader.ReaderError as e:
-        message = f"the character U+{ord(str(e.character)):04X} has no place here; remove it"
+        message = f"the character U+{ord(text[e.position]):04X} has no place here; remove it"
         raise SpecFileError(path, [Problem(*_place(text[: e.position]), "", message)]) from e
     except RecursionError as e:
         raise SpecFileError(path, [_too_deep((1, 1), ())]) from e
@@ -176,7 +176,11 @@ class _Reading:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.problems.append(Problem(*place, dotted(loc), "a key here is a list or a mapping; use text"))
                 continue
-            key = key_node.value
+            try:
+                key = _text(key_node.value)
+            except ValueError as e:
+                self.problems.append(Problem(*place, dotted(loc), str(e)))
+                continue
             if key in found:
                 first = self.keys[*loc, key]
                 message = f"this key stands here already, in line {first[0]}; keep one of them"
@@ -204,8 +208,12 @@ def _scalar(node: yaml.Node) -> str | int | float | bool | None:
             if not math.isfinite(number):
                 raise ValueError("this number is too large; put it in quotes if it is text")
             return number
+    return _text(text)
+
+
+def _text(text: str) -> str:
+    """JSON writes characters beyond U+FFFF as two escapes, which YAML reads as two characters, here one."""
     try:
-        # JSON writes characters beyond U+FFFF as two escapes, which YAML reads as two characters.
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         raise ValueError(r"this text has half of a character in it (a lone \ud800 to \udfff); remove it") from None
