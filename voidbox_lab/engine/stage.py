@@ -255,13 +255,13 @@ async def _drive(box: Box, job: StageJob, launch: Launch, parser: Parser, emit: 
 
 def _collect(job: StageJob, parser: Parser, ended: Exit) -> str:
     """The answer, or the reason there is none."""
-    name = job.box.name
+    name, who = job.box.name, "agent" if job.box.command is None else "command"
     result = parser.finish(ended.code)
     if ended.signal is not None:
         how = f"was killed by signal {ended.signal}"
         if ended.oom:
             raise LimitExceeded(
-                f"The agent of stage {name!r} used up the box's {job.box.memory_mb} MiB of memory; give it more.",
+                f"The {who} of stage {name!r} used up the box's {job.box.memory_mb} MiB of memory; give it more.",
                 limit="memory",
                 value=job.box.memory_mb,
                 unit="MiB",
@@ -273,7 +273,7 @@ def _collect(job: StageJob, parser: Parser, ended: Exit) -> str:
         return result.output
     said = f": {_cut(result.output, 500)}" if result.output else "; its log says why"
     raise CommandFailed(
-        f"The agent of stage {name!r} {how} without a usable answer{said}",
+        f"The {who} of stage {name!r} {how} without a usable answer{said}",
         exit_code=ended.code,
         cause="agent-failed",
     )

@@ -34,7 +34,7 @@ from voidbox_lab.spec.run import AT_REST, TERMINAL, BoxFacts, CachedFrom, RunRec
 from voidbox_lab.widgets.text import Clip, clean, one_line
 
 MAX_STAGES = 256
-"""As many as a run may have."""
+"""Most that are shown; a run may have more, which `voidbox show` and `Run.to_frame` list."""
 MAX_ENTRIES = 40
 """Transcript entries kept per stage; fewer when a run has many stages, so that a view stays small."""
 MIN_ENTRIES = 8
