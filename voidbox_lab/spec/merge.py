@@ -82,13 +82,14 @@ def _part(part: str | Merge, outputs: Mapping[str, str]) -> Any:
 
 
 def _parsed(output: str) -> Any:
-    """A JSON array or object as what it is; everything else stays the text that it is."""
+    """A JSON array or object as what it is; everything else as the text that it is, without the line break that ends
+    what programs print."""
     if output.lstrip()[:1] in {"[", "{"}:
         try:
             return json.loads(output)
         except (ValueError, RecursionError):
-            return output
-    return output
+            pass
+    return output.removesuffix("\n")
 
 
 def _text(value: Any) -> str:
