@@ -82,8 +82,8 @@ def _part(part: str | Merge, outputs: Mapping[str, str]) -> Any:
 
 
 def _parsed(output: str) -> Any:
-    """A JSON array or object as what it is; everything else as the text that it is, without the line break that ends
-    what programs print."""
+    """A JSON array or object as what it is; everything else as text, without the line break at the end of what
+    programs print."""
     if output.lstrip()[:1] in {"[", "{"}:
         try:
             return json.loads(output)
