@@ -109,15 +109,18 @@ class AsyncClient:
         response = await self._call(Call("POST", protocol.run(run_id, then="/resume")))
         return RunRecord.model_validate_json(response.content)
 
-    async def events(self, run_id: str, after: int = 0) -> AsyncIterator[Event]:
+    async def events(
+        self, run_id: str, after: int = 0, *, follow: bool = True, tail: int | None = None
+    ) -> AsyncIterator[Event]:
         """All events after number `after`, until the run has ended or rests (``interrupted``).
 
+        With `tail` at most so many of the last ones there are now; without `follow` none that is still to come.
         A stream that breaks is taken up where it broke; if the daemon died, a new one is started, which
         has the run's end to tell.
         """
-        resume = protocol.Resume(run_id, after)
+        resume = protocol.Resume(run_id, after, follow=follow, tail=tail)
         while True:
-            path, params = protocol.run(run_id, then="/events"), {"after": resume.after}
+            path, params = protocol.run(run_id, then="/events"), resume.params
             try:
                 if resume.reconnect:
                     await self._connect()
@@ -128,6 +131,8 @@ class AsyncClient:
                             yield event
                             if protocol.is_last(event):
                                 return
+                if not follow:
+                    return
                 # Ended without the last event: it came before `after`, or the daemon left. Look once more.
                 if resume.again and (await self.run(run_id)).state in AT_REST:
                     return

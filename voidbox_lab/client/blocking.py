@@ -100,11 +100,13 @@ class Client:
             self._call(Call("POST", protocol.run(run_id, then="/resume"))).content
         )
 
-    def events(self, run_id: str, after: int = 0) -> Iterator[Event]:
+    def events(
+        self, run_id: str, after: int = 0, *, follow: bool = True, tail: int | None = None
+    ) -> Iterator[Event]:
         """As `AsyncClient.events`."""
-        resume = protocol.Resume(run_id, after)
+        resume = protocol.Resume(run_id, after, follow=follow, tail=tail)
         while True:
-            path, params = protocol.run(run_id, then="/events"), {"after": resume.after}
+            path, params = protocol.run(run_id, then="/events"), resume.params
             try:
                 if resume.reconnect:
                     self._connect()
@@ -115,6 +117,8 @@ class Client:
                             yield event
                             if protocol.is_last(event):
                                 return
+                if not follow:
+                    return
                 # Ended without the last event: it came before `after`, or the daemon left. Look once more.
                 if resume.again and self.run(run_id).state in AT_REST:
                     return

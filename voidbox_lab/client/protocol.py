@@ -99,11 +99,22 @@ def lost(what: str, error: Exception) -> ProviderError:
 class Resume:
     """Decides, for one event stream, whether and when to take it up again after it broke."""
 
-    def __init__(self, run_id: str, after: int) -> None:
+    def __init__(self, run_id: str, after: int, *, follow: bool = True, tail: int | None = None) -> None:
         self._run = run_id
         self.after = after
         """The last event seen."""
+        self._follow, self._tail = follow, tail
         self._failures = 0
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What to ask for now."""
+        params: dict[str, Any] = {"after": self.after}
+        if not self._follow:
+            params["follow"] = False
+        if self._tail is not None:
+            params["tail"] = self._tail
+        return params
 
     @property
     def again(self) -> bool:
@@ -119,7 +130,8 @@ class Resume:
         """Whether to hand `event` on; notes it as seen."""
         if event is None or event.seq <= self.after:
             return False
-        self._failures, self.after = 0, event.seq
+        # From here on it goes by number.
+        self._failures, self.after, self._tail = 0, event.seq, None
         return True
 
     def broke(self, error: Exception | None = None) -> float:

@@ -116,39 +116,52 @@ def routes(daemon: Daemon) -> APIRouter:
             {"event": "Event", "failed": "Failed"},
         ),
     )
-    async def follow(
+    async def read(
         run: RunId,
         after: Annotated[int, Query(ge=0, le=MAX_SEQ, description="Only events after this number.")] = 0,
         last_event_id: Annotated[
             int | None,
             Header(ge=0, le=MAX_SEQ, description="As `after`, and before it: what SSE clients send to resume."),
         ] = None,
+        follow: Annotated[
+            bool, Query(description="Wait for what is to come; else the stream ends at the last event there is.")
+        ] = True,
+        tail: Annotated[
+            int | None, Query(ge=0, le=MAX_SEQ, description="At most so many of the last events.")
+        ] = None,
     ) -> streams.EventStream:
         """A number beyond the last event is waited for, or ends the stream at once if the run has ended."""
         await daemon.store.has_ended(run)  # an unknown run is a 404, not a stream
         start = after if last_event_id is None else last_event_id
-        return streams.respond(lambda send: follow_run(daemon, run, start, send))
+        last = await daemon.store.count_events(run) if tail is not None or not follow else 0
+        if tail is not None:
+            start = max(start, last - tail)
+        return streams.respond(lambda send: follow_run(daemon, run, start, send, until=None if follow else last))
 
     return router
 
 
-async def follow_run(daemon: Daemon, run: str, after: int, send: streams.Sender) -> None:
-    """Send what the store has after event `after`, `PAGE` events at a time, until the run has ended or rests.
+async def follow_run(
+    daemon: Daemon, run: str, after: int, send: streams.Sender, *, until: int | None = None
+) -> None:
+    """Send what the store has after event `after`, `PAGE` events at a time, until the run has ended or rests, or
+    with event `until`.
 
     What was sent is not read again, and the record, which holds the whole spec, is not read at all.
     """
-    while True:
+    while until is None or after < until:
         # Asked before the events are read: by then the last ones of a run that nobody drives are written.
         ended = daemon.stopped.is_set() or run not in daemon.runner.active
         news = daemon.journal.news(run)
-        page = await daemon.store.read_events(run, after=after, limit=PAGE)
+        limit = PAGE if until is None else min(PAGE, until - after)
+        page = await daemon.store.read_events(run, after=after, limit=limit)
         for event in page:
             await send("event", event, event.seq)
             after = event.seq
             if isinstance(event.body, RunChanged) and event.body.state in TERMINAL:
                 return
-        if len(page) == PAGE:
+        if len(page) == limit:
             continue
-        if ended:
+        if ended or until is not None:
             return
         await daemon.until(news, RECHECK_S)
