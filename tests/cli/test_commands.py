@@ -20,6 +20,7 @@ from voidbox_lab import errors
 from voidbox_lab.cli import notebook
 from voidbox_lab.cli.app import run
 from voidbox_lab.cli.output import EXIT, ago, dollars, size
+from voidbox_lab.settings import Settings
 from voidbox_lab.spec.api import ExecEvent, ExecExit, ExecOutput, ExecRequest, ExecWaiting
 
 
@@ -117,7 +118,7 @@ def test_ctrl_c_says_cancelled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("voidbox_lab.cli.runs.Client", interrupt)
+    monkeypatch.setattr("voidbox_lab.cli.which.Client", interrupt)
     assert run(["runs"]) == EXIT["cancelled"]
     assert "cancelled" in capsys.readouterr().err
 
@@ -151,7 +152,7 @@ def test_each_kind_of_trouble_has_its_code(
     def fail(*_: object, **__: object) -> None:
         raise errors.from_dict({"kind": kind, "message": "It is [bold]so[/bold]."})
 
-    monkeypatch.setattr("voidbox_lab.cli.runs.Client", fail)
+    monkeypatch.setattr("voidbox_lab.cli.which.Client", fail)
     assert run(["runs"]) == code
     assert "It is [bold]so[/bold]." in capsys.readouterr().err
 
@@ -160,10 +161,13 @@ def test_exec_says_that_it_waits(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     """On standard error: standard output is the command's own."""
 
     class Waits:
+        def __init__(self, settings: Settings) -> None:
+            return
+
         def __enter__(self) -> Waits:
             return self
 
-        def __exit__(self, *_: object) -> None:
+        def close(self) -> None:
             return
 
         def execute(self, request: ExecRequest) -> Iterator[ExecEvent]:
@@ -172,7 +176,7 @@ def test_exec_says_that_it_waits(monkeypatch: pytest.MonkeyPatch, capsys: pytest
             yield ExecOutput(stream="stdout", data=base64.b64encode(b"hi").decode())
             yield ExecExit(code=7, duration_s=0.1)
 
-    monkeypatch.setattr("voidbox_lab.cli.exec_.Client", Waits)
+    monkeypatch.setattr("voidbox_lab.cli.which.Client", Waits)
     assert run(["exec", "--", "true"]) == 7
     said = capsys.readouterr()
     assert said.err == "Waiting for room: needs 608 MiB, 9 MiB free, 2 in front.\n"

@@ -67,9 +67,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeShell]:
     (["--", "ls", "-l", "--", "x"], {"argv": ("ls", "-l", "--", "x")}),
     (["--memory", "300", "--vcpus", "2", "--image", "mine", "--", "id"],
      {"memory_mb": 300, "vcpus": 2, "image": "mine", "argv": ("id",)}),
-    (["run-1/one"], {"run": "run-1", "stage": "one"}),
-    (["run-1/map/3", "--", "bash", "-l"], {"run": "run-1", "stage": "map/3", "argv": ("bash", "-l")}),
+    (["run-0123456789ab/one"], {"run": "run-0123456789ab", "stage": "one"}),
+    (["run-0123456789ab/map/3", "--", "bash", "-l"],
+     {"run": "run-0123456789ab", "stage": "map/3", "argv": ("bash", "-l")}),
     (["--", "a/b"], {"argv": ("a/b",)}),
+    (["--volume", "cache:/data", "--volume", "models:/models:ro"],
+     {"volumes": (
+         {"volume": "cache", "path": "/data"}, {"volume": "models", "path": "/models", "read_only": True},
+     )}),
 ])  # fmt: skip
 def test_what_is_asked_for(fake: FakeShell, argv: list[str], expected: dict[str, Any]) -> None:
     """A command comes after ``--``; what comes before it is a stage."""
@@ -86,6 +91,9 @@ def test_what_is_asked_for(fake: FakeShell, argv: list[str], expected: dict[str,
     (["run-1/"], "is not RUN/STAGE"),
     (["run-1/one", "--memory", "300"], "leave out the options"),
     (["run-1/one", "--allow-command", "sh"], "leave out the options"),
+    (["run-1/one", "--volume", "a:/data"], "leave out the options"),
+    (["--volume", "a:data"], "voidbox shell --volume:"),
+    (["--json"], '"kind":"user"'),
     (["--memory", "4"], "voidbox shell --memory:"),
     (["--memroy", "400"], "--memroy"),
     (["a/b", "c"], "c"),
@@ -107,8 +115,8 @@ def test_one_line_says_which_box(fake: FakeShell, capsys: pytest.CaptureFixture[
     assert waiting == "Waiting for room."
     assert box == "box vb-0000000000: tcg, user vsock, 512 MB, up after 2.0 s (cold)"
     fake.played = (ExecStarted(facts=FACTS), EXIT_7)
-    assert run(["shell", "run-1/one"]) == 7
-    assert capsys.readouterr().err == "box vb-0000000000 of run-1/one: tcg, user vsock, 512 MB\n"
+    assert run(["shell", "run-0123456789ab/one"]) == 7
+    assert capsys.readouterr().err == "box vb-0000000000 of run-0123456789ab/one: tcg, user vsock, 512 MB\n"
 
 
 @pytest.mark.parametrize(("end", "code"), [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from voidbox_lab.cli.output import EXIT, err, out, print_json
+from voidbox_lab.cli.output import EXIT, Json, err, out, print_json
 from voidbox_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,21 +29,22 @@ def bench(
     memory: Annotated[int, typer.Option(help="Guest memory in MB.")] = 256,
     effort: Annotated[float, typer.Option(help="Times the usual number of samples.")] = 1.0,
     save: Annotated[Path | None, typer.Option(help="Write raw samples to this file, as JSON.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, raw samples included.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure starts, commands, files and footprint of boxes; about five minutes under TCG.
 
     Takes no boxes from the daemon, but leave the machine alone meanwhile. Exit code 0 whatever the figures are;
-    what could not be measured is named at the end, and the first such gives the exit code.
+    what could not be measured is named at the end, and the first such gives the exit code. JSON has raw samples.
     """
     from voidbox_lab import bench as benches  # costs 0.3 s
 
     if not 0 < effort <= 100:
         raise UserError(f"--effort {effort:g} is not above 0 and at most 100; 1 is usual.")
-    with err.status("measuring") as status:
+    with nullcontext() if json else err.status("measuring") as status:
 
         def told(name: str, figures: list[benches.Figure]) -> None:
-            status.update(f"measured {name}")
+            if status is not None:
+                status.update(f"measured {name}")
 
         async def measure() -> benches.Report:
             return await benches.run(names or (), memory_mb=memory, effort=effort, told=told)
@@ -57,7 +59,7 @@ def bench(
     else:
         out.print(", ".join(f"{name} {value}" for name, value in report.machine.items()), markup=False)
         out.print(table(report.figures))
-    for failure in report.failures:
+    for failure in () if json else report.failures:
         err.print(f"[bold red]{failure.bench} was not measured:[/] {escape(failure.message)}")
     if report.failures:
         raise typer.Exit(EXIT[report.failures[0].kind])

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import httpx
 import typer
 
-from voidbox_lab.cli.output import ago, out, print_json
+from voidbox_lab.cli.output import Json, ago, out, print_json
+from voidbox_lab.cli.which import connected
 from voidbox_lab.client import Client
-from voidbox_lab.daemon import token as tokens
 from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.settings import Address, Settings
 from voidbox_lab.spec.api import Health
 
 app = typer.Typer(no_args_is_help=True, help="The daemon: starts by itself, leaves when idle.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 def gc(json: Json = False) -> None:
     """Remove domains, processes and directories whose owner is dead."""
-    with Client() as client:
+    with connected() as client:
         removed = client.gc()
     if json:
         print_json({"removed": removed})
@@ -42,6 +40,7 @@ def start(
             help="Listen there too, for whoever has the token; a port alone is one of 127.0.0.1, 0 any.",
         ),
     ] = None,
+    json: Json = False,
 ) -> None:
     """Start the daemon if none runs."""
     settings = Settings.from_env()
@@ -51,9 +50,12 @@ def start(
                 "--tcp starts a daemon here, and VOIDBOX_DAEMON names another one; unset VOIDBOX_DAEMON."
             )
         settings = replace(settings, tcp=Address.parse(tcp, "--tcp"))
-    with Client(settings) as client:
+    with connected(settings) as client:
         health = client.health()
-    out.print(f"daemon {health.pid} on {_where(settings, health)}", markup=False)
+    if json:
+        print_json(_running(settings, health))
+    else:
+        out.print(f"daemon {health.pid} on {_where(settings, health)}", markup=False)
     if settings.tcp is not None and settings.daemon is None and not _serves(health, settings.tcp):
         raise UserError(
             f"The daemon that runs does not listen on {settings.tcp}; end it with `voidbox daemon stop`, "
@@ -62,14 +64,20 @@ def start(
 
 
 @app.command()
-def token() -> None:
+def token(json: Json = False) -> None:
     """Print the token that TCP clients need, made if there is none; for VOIDBOX_TOKEN on their side."""
-    sys.stdout.write(tokens.token(Settings.from_env().prepare()) + "\n")
+    from voidbox_lab.daemon import token as tokens
+
+    found = tokens.token(Settings.from_env().prepare())
+    if json:
+        print_json({"token": found})
+    else:
+        sys.stdout.write(found + "\n")
 
 
 @app.command()
-def openapi() -> None:
-    """Print the API's OpenAPI document; needs no daemon."""
+def openapi(json: Json = False) -> None:
+    """Print the API's OpenAPI document, which is JSON anyway; needs no daemon."""
     # Imported late: FastAPI and the daemon's modules take half a second.
     from voidbox_lab.daemon.app import document
 
@@ -90,7 +98,7 @@ def status(json: Json = False) -> None:
             out.print(f"no daemon on {_where(settings)}{_log(settings)}", markup=False)
         return
     if json:
-        print_json({"running": True} | _place(settings) | health.model_dump(mode="json"))
+        print_json(_running(settings, health))
     else:
         out.print(
             f"daemon {health.pid}, version {health.version}, up {ago(health.uptime_s)}, {health.runs} runs, "
@@ -103,15 +111,23 @@ def status(json: Json = False) -> None:
 @app.command()
 def stop(
     if_idle: Annotated[bool, typer.Option("--if-idle", help="Refuse if something runs.")] = False,
+    json: Json = False,
 ) -> None:
     """End the daemon, cancelling what runs."""
+    ended = True
     try:
         with Client(start=False) as client:
             client.shutdown(if_idle=if_idle)
     except (ProviderError, httpx.TransportError):
-        out.print("no daemon runs")
+        ended = False
+    if json:
+        print_json({"ends": ended})
     else:
-        out.print("the daemon ends")
+        out.print("the daemon ends" if ended else "no daemon runs")
+
+
+def _running(settings: Settings, health: Health) -> dict[str, Any]:
+    return {"running": True} | _place(settings) | health.model_dump(mode="json")
 
 
 def _where(settings: Settings, health: Health | None = None) -> str:

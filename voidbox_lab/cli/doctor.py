@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from contextlib import nullcontext
+from typing import Any
 
-import typer
 from rich.markup import escape
 from typer import Exit
 
-from voidbox_lab.cli.output import ago, err, out, print_json
-from voidbox_lab.client import Client
+from voidbox_lab.cli.output import Json, ago, err, out, print_json
+from voidbox_lab.cli.which import connected
 from voidbox_lab.errors import VoidboxError
 from voidbox_lab.spec.api import CheckReport, CheckStep, Failed
 
 MARK = {"ok": "[green]ok[/]      ", "warning": "[yellow]warning[/] ", "failed": "[red]failed[/]  "}
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(json: Json = False) -> None:
     """Boot a real box and say what works here. Exit code 0 if a box booted and answered, else 3."""
     steps: list[dict[str, Any]] = []
     ok = False
     try:
-        with Client() as client, err.status("starting") as status:
+        with connected() as client, nullcontext() if json else err.status("starting") as status:
             for event in client.check():
                 match event:
                     case CheckStep(state="started", name=name, message=message):
-                        status.update(f"{name} … {escape(message)}")
+                        if status is not None:
+                            status.update(f"{name} … {escape(message)}")
                     case CheckStep():
                         steps.append(event.model_dump(mode="json", exclude={"type"}))
                         if not json:

@@ -11,9 +11,10 @@ import typer
 from pydantic import ValidationError
 from typer import Exit
 
-from voidbox_lab.cli.output import ago, complain, err
-from voidbox_lab.client import Client
-from voidbox_lab.errors import ProviderError, UserError, VoidboxError
+from voidbox_lab.cli import complete
+from voidbox_lab.cli.output import Json, ago, complain, json_line, remark
+from voidbox_lab.cli.which import connected
+from voidbox_lab.errors import LimitExceeded, ProviderError, UserError, VoidboxError
 from voidbox_lab.spec import Policy
 from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted, ExecWaiting, Failed
 from voidbox_lab.spec.validate import sentence
@@ -31,28 +32,37 @@ OPTIONS = {
 }
 
 
+Image = Annotated[str, typer.Option(help="Which image.", autocompletion=complete.images)]
+Mounted = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME:PATH[:ro]",
+        help="A volume and where the box has it, see `voidbox volume`; may be given again.",
+        show_default=False,
+        autocompletion=complete.mounts,
+    ),
+]
+
+
 def exec_(
     argv: Annotated[list[str], typer.Argument(metavar="-- CMD [ARG]...", help="The command.", show_default=False)],
     memory: Annotated[int, typer.Option(help="Memory of the box, in MB.")] = 512,
     vcpus: Annotated[int, typer.Option(help="Virtual CPUs of the box.")] = 1,
     timeout: Annotated[float, typer.Option(help="Bound on the command, in seconds; boot is bounded apart.")] = 300,
-    image: Annotated[str, typer.Option(help="Which image.")] = "default",
+    image: Image = "default",
     allow_command: Annotated[
         list[str] | None,
         typer.Option(help="Only these programs may run in the box; may be given again.", show_default=False),
     ] = None,
-    volume: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME:PATH[:ro]",
-            help="A volume and where the box has it, see `voidbox volume`; may be given again.",
-            show_default=False,
-        ),
-    ] = None,
+    volume: Mounted = None,
     stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Give the command our standard input.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what the box is.")] = False,
+    json: Json = False,
 ) -> None:
-    """Run a command in a fresh box, streaming its output; the exit code is the command's own."""
+    """Run a command in a fresh box, streaming its output; the exit code is the command's own.
+
+    With --json its events are printed, one JSON object a line, with what the command wrote in base64.
+    """
     try:
         request = ExecRequest(
             argv=tuple(argv),
@@ -67,16 +77,21 @@ def exec_(
     except ValidationError as e:
         raise UserError(in_options(sentence("voidbox exec", e))) from e
     try:
-        with Client() as client:
+        with connected() as client:
             for event in client.execute(request):
+                if json and not isinstance(event, Failed):
+                    sys.stdout.write(json_line(event.model_dump(mode="json")) + "\n")
+                    sys.stdout.flush()
                 match event:
                     case ExecWaiting(message=message):
-                        err.print(message, markup=False)
+                        remark(message)
                     case ExecStarted(facts=facts) if verbose:
-                        err.print(
+                        remark(
                             f"box {facts.domain}: {facts.isolation}, {facts.vsock} vsock, {facts.memory_mb} MB, "
                             f"up after {ago(facts.boot_s)} ({facts.start})"
                         )
+                    case ExecOutput() if json:
+                        pass
                     case ExecOutput(stream=stream, data=data):
                         target = sys.stdout if stream == "stdout" else sys.stderr
                         target.buffer.write(base64.b64decode(data))
@@ -104,7 +119,15 @@ def in_options(said: str) -> str:
 
 def _code(ended: ExecExit, timeout: float) -> int:
     if ended.timed_out:
-        err.print(f"[bold red]limit error:[/] The command took longer than {timeout:g} s; give --timeout more.")
+        complain(
+            LimitExceeded(
+                f"The command took longer than {timeout:g} s; give --timeout more.",
+                limit="time",
+                value=timeout,
+                unit="s",
+                source="user",
+            )
+        )
         return TIMED_OUT
     if ended.signal is not None:
         return 128 + ended.signal

@@ -17,9 +17,11 @@ from pydantic import ValidationError
 from typer import Exit
 from typer.core import TyperCommand
 
-from voidbox_lab.cli.exec_ import CAUSES, OURS, in_options
-from voidbox_lab.cli.output import ago, complain, err
+from voidbox_lab.cli import complete
+from voidbox_lab.cli.exec_ import CAUSES, OURS, Mounted, in_options
+from voidbox_lab.cli.output import ago, complain, err, json_mode
 from voidbox_lab.cli.screen import Screen, read, write
+from voidbox_lab.cli.which import connected, is_whole, whole_id
 from voidbox_lab.client.shell import Shell, open_shell
 from voidbox_lab.errors import UserError, VoidboxError
 from voidbox_lab.spec import Policy
@@ -54,25 +56,42 @@ def shell(
     ctx: typer.Context,
     target: Annotated[
         str | None,
-        typer.Argument(metavar="RUN/STAGE", help="In the box of this running stage.", show_default=False),
+        typer.Argument(
+            metavar="RUN/STAGE",
+            help="In the box of this running stage.",
+            show_default=False,
+            autocompletion=complete.shell_targets,
+        ),
     ] = None,
     memory: Annotated[int | None, typer.Option(help="Memory of a fresh box, in MB; else 512.")] = None,
     vcpus: Annotated[int | None, typer.Option(help="Virtual CPUs of a fresh box; else 1.")] = None,
-    image: Annotated[str | None, typer.Option(help="Image of a fresh box; else default.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Image of a fresh box; else default.", autocompletion=complete.images)
+    ] = None,
     allow_command: Annotated[
         list[str] | None,
         typer.Option(help="Only these programs may run in a fresh box; may be given again.", show_default=False),
     ] = None,
+    volume: Mounted = None,
+    json: Annotated[bool, typer.Option("--json", callback=json_mode, is_eager=True, hidden=True)] = False,
 ) -> None:
     """Open a shell, or run CMD, on a terminal in a box: a fresh one, or that of a running stage."""
+    if json:
+        raise UserError("A shell is a terminal and has no JSON; use `voidbox exec --json -- CMD`.")
     fresh: dict[str, Any] = {"memory_mb": memory, "vcpus": vcpus, "image": image}
     if allow_command:
         fresh["policy"] = Policy(commands=tuple(allow_command))
+    if volume:
+        fresh["volumes"] = tuple(volume)
     fields = {name: value for name, value in fresh.items() if value is not None}
     if target is not None:
         if fields:
             raise UserError("A stage's box is as it is; leave out the options of fresh ones, or RUN/STAGE.")
-        fields["run"], fields["stage"] = stage_of(target)
+        run, fields["stage"] = stage_of(target)
+        if not is_whole(run):
+            with connected() as client:
+                run = whole_id(client, run)
+        fields["run"], target = run, f"{run}/{fields['stage']}"
     screen = Screen()
     rows, cols = screen.size()
     try:

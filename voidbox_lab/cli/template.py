@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import typer
 
-from voidbox_lab.cli.output import ago, err, out, print_json, size
+from voidbox_lab.cli import complete
+from voidbox_lab.cli.exec_ import Image
+from voidbox_lab.cli.output import Json, ago, out, print_json, size, working
 from voidbox_lab.errors import UserError
-from voidbox_lab.machines import Template, TemplateStore
 from voidbox_lab.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="Templates, which boxes are cloned from: list, build, prune.")
+if TYPE_CHECKING:
+    from voidbox_lab.machines import Template, TemplateStore
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app = typer.Typer(no_args_is_help=True, help="Templates, which boxes are cloned from: list, build, prune.")
 
 
 @app.command("list")
@@ -39,8 +41,11 @@ def list_(json: Json = False) -> None:
 def build(
     memory: Annotated[int, typer.Option(help="Guest memory in MB.")] = 512,
     vcpus: Annotated[int, typer.Option(help="Processors.")] = 1,
-    image: Annotated[str, typer.Option(help="Which image.")] = "default",
-    agent: Annotated[list[str] | None, typer.Option(help="Agent CLIs that it has as layers.")] = None,
+    image: Image = "default",
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(help="Agent CLIs that it has as layers.", autocompletion=complete.agents),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make the template of such boxes now, so that the first of them starts as quickly as the rest."""
@@ -55,7 +60,7 @@ def build(
                 recipe = await boxes.recipe(memory_mb=memory, vcpus=vcpus, image=image, agents=agent or ())
                 return await boxes.templates.build(recipe)
 
-    with err.status("booting a guest to save"):
+    with working("booting a guest to save"):
         template = anyio.run(make)
     if json:
         print_json(_describe(template))
@@ -85,6 +90,8 @@ def prune(
 
 
 def _store() -> TemplateStore:
+    from voidbox_lab.machines import TemplateStore  # opens libvirt's library
+
     return TemplateStore(Settings.from_env().prepare().cache / "templates")
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voidbox_lab.cli.output import out, print_json, size
+from voidbox_lab.cli import complete
+from voidbox_lab.cli.output import Json, out, print_json, size
 from voidbox_lab.errors import UserError
-from voidbox_lab.machines import Volume, Volumes
 from voidbox_lab.settings import Settings
+
+if TYPE_CHECKING:
+    from voidbox_lab.machines import Volume, Volumes
 
 app = typer.Typer(no_args_is_help=True, help="Volumes, which outlive boxes: list, create, inspect, rm.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(help="Its name: a-z, 0-9, '-' and '_'.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(help="Its name: a-z, 0-9, '-' and '_'.", show_default=False, autocompletion=complete.volumes),
+]
 
 _UNITS = {"": 1, "m": 1, "mb": 1, "g": 1 << 10, "gb": 1 << 10, "t": 1 << 20, "tb": 1 << 20}
 
@@ -74,7 +79,10 @@ def inspect(name: Name, json: Json = False) -> None:
 
 
 @app.command("rm")
-def remove(names: Annotated[list[str], typer.Argument(metavar="NAME...")], json: Json = False) -> None:
+def remove(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", autocompletion=complete.volumes)],
+    json: Json = False,
+) -> None:
     """Remove volumes with all that is in them; one in use is refused."""
     volumes = _volumes()
     removed = []
@@ -90,6 +98,8 @@ def remove(names: Annotated[list[str], typer.Argument(metavar="NAME...")], json:
 
 
 def _volumes() -> Volumes:
+    from voidbox_lab.machines import Volumes  # opens libvirt's library
+
     return Volumes(Settings.from_env().prepare())
 
 
