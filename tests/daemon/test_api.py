@@ -70,6 +70,26 @@ async def test_events_resume_by_number_and_by_header(house: Any) -> None:
     assert response.text.count("\nid:") + response.text.startswith("id:") == 1
 
 
+async def test_events_up_to_now_and_from_the_end(house: Any) -> None:
+    """A run that goes on is read to its last event and not waited for; a tail begins so many before that."""
+    record = await house.client.submit(spec("slow"))
+    with anyio.fail_after(10):
+        while (await house.client.run(record.id)).stages["slow"].state != "running":
+            await anyio.sleep(0.02)
+        now = [e async for e in house.client.events(record.id, follow=False)]
+        assert [e.seq for e in now] == list(range(1, len(now) + 1))
+        assert not any(isinstance(e.body, RunChanged) and e.body.state != "running" for e in now)
+        assert [e async for e in house.client.events(record.id, after=1 << 40, follow=False)] == []
+        assert [e async for e in house.client.events(record.id, follow=False, tail=0)] == []
+    await house.client.cancel(record.id)
+    whole = [e async for e in house.client.events(record.id)]
+    assert [e async for e in house.client.events(record.id, tail=2)] == whole[-2:]
+    assert [e async for e in house.client.events(record.id, follow=False, tail=1 << 40)] == whole
+    assert [e async for e in house.client.events(record.id, after=whole[-2].seq, tail=5)] == whole[-1:]
+    with pytest.raises(UserError):
+        await anext(house.client.events("run-none", follow=False, tail=1))
+
+
 async def test_two_readers_see_the_same(house: Any) -> None:
     record = await house.client.submit(spec("one", "two"))
     seen: list[list[Any]] = [[], []]
