@@ -1,4 +1,6 @@
-"""The ``voidbox`` command. All but ``image`` are clients of the daemon; none touches libvirt itself.
+"""The ``voidbox`` command. All but ``image``, ``template`` and ``volume`` are clients of the daemon.
+
+``docs/cli.md`` has every command; `output` says what they share: JSON, errors, exit codes.
 
 Exit codes: 0 success, 1 a run or guest command failed, 2 user error, 3 the host's side failed, 4 a limit
 was hit, 130 cancelled. ``voidbox exec`` returns the guest command's own code instead, and, as timeout(1)
