@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from voidbox_lab.cli import notebook
-from voidbox_lab.cli.output import err, print_json
+from voidbox_lab.cli.output import Json, err, print_json
 from voidbox_lab.errors import Cancelled, UserError
 from voidbox_lab.spec import Budget, Model, RunRecord, RunSpec, validated
 from voidbox_lab.spec.files import ALL, SUFFIXES, SpecFile, read
@@ -61,7 +61,7 @@ def run(
     timeout: Annotated[
         float | None, typer.Option(help="Bound on each cell of a notebook, in seconds; else 900.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print what became of it as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Run a spec file, or execute a notebook headless, and print the result.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from voidbox_lab.cli.output import EXIT, err, out, print_json, size
+from voidbox_lab.cli.output import EXIT, Json, err, out, print_json, size
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec import Stage
 from voidbox_lab.spec.files import SpecFile, SpecFileError, read
@@ -22,7 +22,7 @@ def validate(
         list[Path] | None, typer.Argument(metavar="FILE...", help="Spec files.", show_default=False)
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of spec files instead.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Say what spec files declare, or what is wrong with them, line by line. Exit code 2 if anything is."""
     if schema:
