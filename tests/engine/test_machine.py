@@ -145,8 +145,20 @@ class World:
         for left in (machine.left(), *(machine.left(name) for name in machine.plans)):
             assert left.usd is None or left.usd >= 0
             assert left.tokens is None or left.tokens >= 0
+        used = {pool: sum(machine.plans[n].pool == pool for n in self.open) for pool in self.spec.pools}
         for pool, slots in self.spec.pools.items():
-            assert sum(machine.plans[n].pool == pool for n in self.open) <= slots
+            assert used[pool] <= slots
+        ended = {name for name, state in machine.stages.items() if state in TERMINAL}
+        assert machine.unended == len(machine.stages) - len(ended)
+        assert machine.total == sum(machine.spent.values(), Spent()) or machine.total.usd == pytest.approx(
+            sum((s.usd or 0 for s in machine.spent.values()), 0.0)
+        )
+        for name in machine.stages.keys() - ended - self.open - machine.resting:
+            plan = machine.plans[name]
+            assert machine.missing[name] == len(set(plan.needs) - ended)
+            if machine.run == "running" and not machine.missing[name]:
+                assert plan.pool is not None, "a stage was forgotten"
+                assert used[plan.pool] == self.spec.pools[plan.pool], "a slot was forgotten"
         if machine.over:
             assert not self.open, "the run has ended and a box is open"
             assert set(machine.stages.values()) <= TERMINAL

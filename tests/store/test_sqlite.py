@@ -108,13 +108,17 @@ async def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path)
     for run in ("r1", "r2"):
         await store.create_run(run, run_spec(), at=0)
     await store.append("r1", [end("failed")])
+    records = await store.list_runs()
     await store.aclose()
     with sqlite3.connect(path) as old:
-        for sql in ("INDEX runs_by_state", "TABLE stage_cache", "TABLE doomed"):
+        stages = "SELECT json_group_object(name, json(record)) FROM run_stages WHERE run = id"
+        old.execute(f"UPDATE runs SET record = json_set(record, '$.stages', json(({stages})))")
+        for sql in ("INDEX runs_by_state", "TABLE stage_cache", "TABLE doomed", "TABLE run_stages"):
             old.execute(f"DROP {sql}")
         old.execute("ALTER TABLE runs DROP COLUMN state")
         old.execute("PRAGMA user_version = 1")
     store = await SqliteStore.open(path)
+    assert [await store.get_run(record.id) for record in records] == records
     assert [r.id for r in await store.list_runs(state="failed")] == ["r1"]
     assert [r.id for r in await store.list_runs(state="queued")] == ["r2"]
     await store.delete_run("r1")

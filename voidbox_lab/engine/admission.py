@@ -14,6 +14,7 @@ import itertools
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -129,6 +130,8 @@ class Admission:
         self._virtual = 0.0
         self._finish: dict[str, float] = {}
         """Finish tag of the last box of each run that has boxes here."""
+        self._here: Counter[str] = Counter()
+        """Boxes of each run, in the queue or inside."""
         self._count = itertools.count()
         self._first: _Ticket | None = None
         self._left = -math.inf
@@ -172,6 +175,7 @@ class Admission:
                 (cause ``host-memory``).
         """
         ticket = self._ticket(what, memory_mb + BOX_OVERHEAD_MB, min(vcpus, self.capacity.vcpus), run)
+        self._here[run] += 1
         bisect.insort(self._queue, ticket, key=lambda t: t.tag)
         try:
             self._serve()
@@ -222,7 +226,9 @@ class Admission:
                 self._serve()
 
     def _seen(self, ticket: _Ticket) -> Waiting:
-        ahead = sum(1 for t in self._queue if t.tag < ticket.tag and t.run not in self._held)
+        ahead = bisect.bisect_left(self._queue, ticket.tag, key=lambda t: t.tag)
+        if self._held:
+            ahead -= sum(1 for t in self._queue[:ahead] if t.run in self._held)
         found = self._obstacle(ticket)
         if found is None:
             free = self.capacity.memory_mb - self.used_mb
@@ -276,7 +282,9 @@ class Admission:
             self._left = time.monotonic()
         elif ticket in self._queue:
             self._queue.remove(ticket)
-        if not any(t.run == ticket.run for t in (*self._queue, *self._inside)):
+        self._here[ticket.run] -= 1
+        if not self._here[ticket.run]:
+            del self._here[ticket.run]
             # Nobody of that run is here: it comes back without credit or debt, as virtual time is past its tag or
             # soon will be.
             self._finish.pop(ticket.run, None)

@@ -10,9 +10,20 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import anyio
+
 from voidbox_lab.engine.stage import StageJob
 from voidbox_lab.errors import VoidboxError
-from voidbox_lab.spec import CachedFrom, InputFile, VoidBoxSpec, digest_bytes, digest_json
+from voidbox_lab.spec import (
+    TERMINAL,
+    CachedFrom,
+    InputFile,
+    RunRecord,
+    StageRecord,
+    VoidBoxSpec,
+    digest_bytes,
+    digest_json,
+)
 from voidbox_lab.store import Store
 
 KEY_VERSION = 1
@@ -43,6 +54,9 @@ class StageCache:
 
     def __init__(self, store: Store, identify: Identify) -> None:
         self._store, self._identify = store, identify
+        self._lock = anyio.Lock()
+        self._last: RunRecord | None = None
+        """The run of the last hit: a run's stages mostly have their results from one."""
 
     async def key(self, job: StageJob) -> str | None:
         """The key of `job`; None if it has none: with a volume it reads what is not in its spec, and leaves more
@@ -74,13 +88,23 @@ class StageCache:
             if found is None:
                 return None
             run, name = found
-            stage = (await self._store.get_run(run)).stages.get(name)
+            stage = await self._stage(run, name)
         except VoidboxError as e:
             log.warning("the stage cache cannot be read: %s", e)
             return None
         if stage is None or stage.state != "succeeded" or stage.output is None:
             return None
         return Hit(stage.output, stage.output_file, CachedFrom(run=run, stage=name))
+
+    async def _stage(self, run: str, name: str) -> StageRecord | None:
+        async with self._lock:
+            for last in (self._last, None):
+                if last is None or last.id != run:
+                    last = self._last = await self._store.get_run(run)
+                stage = last.stages.get(name)
+                if stage is not None and stage.state in TERMINAL:  # which stays
+                    return stage
+        return stage
 
     async def keep(self, key: str, run: str, stage: str) -> None:
         """Remember that `stage` of `run` has the result for `key`."""

@@ -15,8 +15,9 @@ Not for what is said when it stops (`verdicts`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
 
 from voidbox_lab.engine import verdicts
 from voidbox_lab.engine.moves import (
@@ -37,12 +38,11 @@ from voidbox_lab.engine.moves import (
     Resume,
     TimeUp,
 )
+from voidbox_lab.engine.plan import Plan, plans_of
 from voidbox_lab.engine.verdicts import Spent
 from voidbox_lab.spec import (
     TERMINAL,
     Budget,
-    OnFailure,
-    Retry,
     RunRecord,
     RunSpec,
     RunState,
@@ -52,17 +52,6 @@ from voidbox_lab.spec import (
 from voidbox_lab.spec.events import RunChanged, StageChanged
 
 _ORDER: Mapping[str, int] = {"queued": 0, "booting": 1, "provisioning": 2, "running": 3, "collecting": 4}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What of a stage's spec decides when it is launched and what its end means."""
-
-    needs: tuple[str, ...] = ()
-    on_failure: OnFailure = "fail"
-    retry: Retry | None = None
-    budget: Budget = Budget()  # noqa: RUF009 - frozen
-    pool: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,18 +78,28 @@ class Machine:
     troubles: Mapping[str, Trouble] = field(default_factory=dict)
     """Why stages did not succeed, in the order it happened."""
 
+    # What follows from the above, kept so that it is not counted again for each input.
+    unended: int = 0
+    """Stages that have not ended."""
+    missing: Mapping[str, int] = field(default_factory=dict)
+    """How many of the stages that each one needs have not ended."""
+    taken: Mapping[str, int] = field(default_factory=dict)
+    """Slots of each pool whose stages are at work."""
+    waiting: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By pool, stages that lack nothing but a slot, in declared order."""
+    total: Spent = Spent()  # noqa: RUF009 - frozen
+    """All that is in `spent`."""
+
     @classmethod
     def of(cls, spec: RunSpec, record: RunRecord | None = None) -> Machine:
         """The machine of a run that has not begun; with its `record`, of one that is to go on.
 
         What had ended stays; what was at work is queued again.
         """
-        plans = {
-            s.box.name: Plan(s.needs, s.box.on_failure, s.box.retry, s.box.budget, s.pool) for s in spec.stages
-        }
+        plans = plans_of(spec)
         machine = cls(plans=plans, pools=spec.pools, budget=spec.budget, stages=dict.fromkeys(plans, "queued"))
         if record is None:
-            return machine
+            return machine._counted()
         kept = {name: stage for name, stage in record.stages.items() if name in plans}
         return replace(
             machine,
@@ -108,6 +107,15 @@ class Machine:
             attempts={n: s.attempts for n, s in kept.items()},
             spent={n: Spent(None if s.unpriced else s.cost_usd or 0.0, s.tokens.total) for n, s in kept.items()},
             troubles={n: s.trouble for n, s in kept.items() if s.trouble and s.state in TERMINAL},
+        )._counted()
+
+    def _counted(self) -> Machine:
+        ended = {name for name, state in self.stages.items() if state in TERMINAL}
+        return replace(
+            self,
+            unended=len(self.stages) - len(ended),
+            missing={name: len(set(plan.needs) - ended) for name, plan in self.plans.items()},
+            total=sum(self.spent.values(), Spent()),
         )
 
     @property
@@ -119,7 +127,7 @@ class Machine:
         """What a stage, or the whole run, has spent."""
         if stage is not None:
             return self.spent.get(stage, Spent())
-        return sum(self.spent.values(), Spent())
+        return self.total
 
     def left(self, stage: str | None = None) -> Budget:
         """What is left of a stage's or the run's budget in dollars and tokens: None unbounded, never negative."""
@@ -150,17 +158,19 @@ def step(machine: Machine, given: Input) -> tuple[Machine, tuple[Command, ...]]:
         case Ended(stage):
             if stage not in machine.at_work:
                 return machine, ()
-            return _settle(_ended(machine, given, commands), commands)
+            machine = _ended(machine, given, commands)
+            return _settle(machine, commands, _touched(machine, stage))
         case Metered(stage, spent):
             if stage not in machine.plans:
                 return machine, ()
-            machine = replace(machine, spent={**machine.spent, stage: machine.spent_by(stage) + spent})
+            spending = {**machine.spent, stage: machine.spent_by(stage) + spent}
+            machine = replace(machine, spent=spending, total=machine.total + spent)
             machine = _bounded(_bounded(machine, commands, stage), commands)
-            return _settle(machine, commands)
+            return _settle(machine, commands, () if machine.stop is None else None)
         case Rested(stage):
             if stage not in machine.resting:
                 return machine, ()
-            return _settle(replace(machine, resting=machine.resting - {stage}), commands)
+            return _settle(replace(machine, resting=machine.resting - {stage}), commands, (stage,))
         case TimeUp():
             return _settle(_stopped(machine, verdicts.time_up(machine.budget), commands), commands)
         case Pause():
@@ -210,7 +220,10 @@ def _ended(machine: Machine, given: Ended, commands: list[Command]) -> Machine:
     stage, state, trouble = given.stage, given.state, given.trouble
     doom = machine.doomed.get(stage)
     doomed = {n: t for n, t in machine.doomed.items() if n != stage}
+    plan, attempt = machine.plans[stage], machine.attempts.get(stage, 1)
     machine = replace(machine, at_work=machine.at_work - {stage}, doomed=doomed)
+    if plan.pool is not None:
+        machine = replace(machine, taken={**machine.taken, plan.pool: machine.taken[plan.pool] - 1})
     if machine.stop is not None and state != "succeeded":
         # It was told to end; what it said while it was ending is not the reason.
         trouble, state = machine.stop, "cancelled" if machine.stop.kind == "cancelled" else "failed"
@@ -219,7 +232,6 @@ def _ended(machine: Machine, given: Ended, commands: list[Command]) -> Machine:
     elif state == "cancelled":
         # Nobody of ours cancelled it, so this is a failure of whoever did.
         state, trouble = "failed", trouble or verdicts.LOST
-    plan, attempt = machine.plans[stage], machine.attempts.get(stage, 1)
     if (
         state == "failed"
         and machine.stop is None
@@ -231,7 +243,10 @@ def _ended(machine: Machine, given: Ended, commands: list[Command]) -> Machine:
         commands.append(Record(stage, StageChanged(state="retrying", trouble=trouble)))
         commands.append(Rest(stage, pause))
         return replace(_enter(machine, stage, "retrying"), resting=machine.resting | {stage})
-    machine = _enter(machine, stage, state)
+    missing = dict(machine.missing)
+    for name in plan.needed_by:
+        missing[name] -= 1
+    machine = replace(_enter(machine, stage, state), unended=machine.unended - 1, missing=missing)
     if trouble is not None:
         machine = _blame(machine, stage, trouble)
     body = StageChanged(
@@ -245,23 +260,54 @@ def _ended(machine: Machine, given: Ended, commands: list[Command]) -> Machine:
     return machine
 
 
-def _settle(machine: Machine, commands: list[Command]) -> tuple[Machine, tuple[Command, ...]]:
-    """Launch, skip or cancel every stage whose time has come; end the run after its last stage."""
+def _touched(machine: Machine, stage: str) -> tuple[str, ...]:
+    """The stages whose time may have come since `stage` has ended, for good or for a rest."""
+    plan, state = machine.plans[stage], machine.stages[stage]
+    after: tuple[str, ...] = ()
+    if state in TERMINAL:
+        after = tuple(n for n in plan.needed_by if state != "succeeded" or not machine.missing[n])
+    if plan.pool is None:
+        return after
+    free = machine.pools.get(plan.pool, 1) - machine.taken[plan.pool]
+    return after + machine.waiting.get(plan.pool, ())[:free]
+
+
+def _settle(
+    machine: Machine, commands: list[Command], touched: Iterable[str] | None = None
+) -> tuple[Machine, tuple[Command, ...]]:
+    """Launch, skip or cancel every stage whose time has come; end the run after its last stage.
+
+    Args:
+        touched: the stages whose time may have come by the input; None: any. An input costs what it touches, or a
+            run of a thousand stages would look at a thousand of them a thousand times.
+    """
     if machine.run == "queued" and machine.stop is None:
         return machine, tuple(commands)
-    stages, at_work = dict(machine.stages), set(machine.at_work)
+    if touched is None:
+        machine, touched = replace(machine, waiting={}), machine.plans
+    if look := [(machine.plans[stage].place, stage) for stage in touched]:
+        machine = _look(machine, look, commands)
+    if not machine.unended:
+        commands += [Hold(False)] if machine.run == "paused" else []
+        machine, body = _finish(machine)
+        commands.append(Record(None, body))
+    return machine, tuple(commands)
+
+
+def _look(machine: Machine, look: list[tuple[int, str]], commands: list[Command]) -> Machine:
+    """Each stage of `look`, and what needs those that are skipped, in declared order."""
+    stages, at_work, left = dict(machine.stages), set(machine.at_work), machine.unended
     attempts, troubles = dict(machine.attempts), dict(machine.troubles)
-    taken: dict[str, int] = {}
-    for name in at_work:
-        if pool := machine.plans[name].pool:
-            taken[pool] = taken.get(pool, 0) + 1
-    left = 0
-    for stage, plan in machine.plans.items():
-        if stages[stage] in TERMINAL:
+    missing, taken, resting = dict(machine.missing), dict(machine.taken), set(machine.resting)
+    turned_away: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    heapify(look)
+    while look:
+        _, stage = heappop(look)
+        plan = machine.plans[stage]
+        if stages[stage] in TERMINAL or stage in at_work or stage in seen:
             continue
-        left += 1
-        if stage in at_work:
-            continue
+        seen.add(stage)
         end: StageState | None = None
         if machine.stop is not None:
             end, trouble = "cancelled" if machine.stop.kind == "cancelled" else "skipped", machine.stop
@@ -271,12 +317,15 @@ def _settle(machine: Machine, commands: list[Command]) -> tuple[Machine, tuple[C
             stages[stage], troubles[stage] = end, trouble
             commands.append(Record(stage, StageChanged(state=end, trouble=trouble)))
             left -= 1
-        elif (
-            machine.run == "running"
-            and stage not in machine.resting
-            and (plan.pool is None or taken.get(plan.pool, 0) < machine.pools.get(plan.pool, 1))
-            and all(stages[n] in TERMINAL for n in plan.needs)
-        ):
+            resting.discard(stage)
+            for name in plan.needed_by:
+                missing[name] -= 1
+                heappush(look, (machine.plans[name].place, name))
+        elif machine.run != "running" or stage in resting or missing[stage]:
+            continue
+        elif plan.pool is not None and taken.get(plan.pool, 0) >= machine.pools.get(plan.pool, 1):
+            turned_away.setdefault(plan.pool, []).append(stage)
+        else:
             at_work.add(stage)
             attempts[stage] = attempts.get(stage, 0) + 1
             stages[stage] = "queued"
@@ -284,12 +333,29 @@ def _settle(machine: Machine, commands: list[Command]) -> tuple[Machine, tuple[C
                 taken[plan.pool] = taken.get(plan.pool, 0) + 1
             commands.append(Record(stage, StageChanged(state="queued", attempt=attempts[stage])))
             commands.append(Launch(stage))
-    machine = replace(machine, stages=stages, at_work=frozenset(at_work), attempts=attempts, troubles=troubles)
-    if not left:
-        commands += [Hold(False)] if machine.run == "paused" else []
-        machine, body = _finish(machine)
-        commands.append(Record(None, body))
-    return machine, tuple(commands)
+    return replace(
+        machine,
+        stages=stages,
+        at_work=frozenset(at_work),
+        resting=frozenset(resting),
+        unended=left,
+        attempts=attempts,
+        troubles=troubles,
+        missing=missing,
+        taken=taken,
+        waiting=_waiting(machine, seen, turned_away),
+    )
+
+
+def _waiting(machine: Machine, seen: set[str], turned_away: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    """`machine.waiting` without those of `seen`, which are at its pools' fronts, and with those turned away."""
+    waiting = {}
+    for pool in {*machine.waiting, *turned_away}:
+        before, more = machine.waiting.get(pool, ()), turned_away.get(pool)
+        rest = before[next((n for n, name in enumerate(before) if name not in seen), len(before)) :]
+        # Sorted only where there is news: of a thousand that wait, mostly one goes.
+        waiting[pool] = tuple(sorted((*more, *rest), key=lambda n: machine.plans[n].place)) if more else rest
+    return waiting
 
 
 def _lost(machine: Machine, stages: Mapping[str, StageState], plan: Plan) -> str | None:

@@ -10,7 +10,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -36,6 +36,8 @@ from voidbox_lab.store import Artifacts, Store, is_unpriced
 
 MAX_RUNS = 64
 """Most runs in progress at once."""
+MAX_INPUTS = 64
+"""Most of what happened at once whose consequences are written together, in one append."""
 GIVE_UP_S = 10.0
 """How long a run whose driver failed tries to leave a terminal event; the next start does it otherwise."""
 
@@ -214,11 +216,15 @@ class Runner:
         """One run, from `Begin` to its terminal event."""
         try:
             async with anyio.create_task_group() as tasks:
-                await self._step(run, active, m.Begin(), tasks)
+                await self._step(run, active, [m.Begin()], tasks)
                 if (seconds := active.spec.budget.seconds) is not None:
                     tasks.start_soon(_later, active, seconds, m.TimeUp())
                 while not active.machine.over:
-                    await self._step(run, active, await inbox.receive(), tasks)
+                    given = [await inbox.receive()]
+                    with suppress(anyio.WouldBlock):
+                        while len(given) < MAX_INPUTS:
+                            given.append(inbox.receive_nowait())
+                    await self._step(run, active, given, tasks)
                 tasks.cancel_scope.cancel()
         except Exception:
             log.exception("driving %s failed", run)
@@ -229,8 +235,11 @@ class Runner:
             self._active.pop(run, None)
             active.done.set()
 
-    async def _step(self, run: str, active: _Active, given: m.Input, tasks: TaskGroup) -> None:
-        active.machine, commands = step(active.machine, given)
+    async def _step(self, run: str, active: _Active, given: Sequence[m.Input], tasks: TaskGroup) -> None:
+        commands: list[m.Command] = []
+        for each in given:
+            active.machine, more = step(active.machine, each)
+            commands += more
         records = [c for c in commands if isinstance(c, m.Record)]
         for record in records:
             self.journal.post(run, record.stage, record.body)

@@ -89,6 +89,16 @@ def record_text(record: RunRecord) -> str:
     return record.model_dump_json(exclude={"spec"})
 
 
+def head_text(record: RunRecord) -> str:
+    """`record` as JSON without its spec and its stages, for a store that keeps those apart."""
+    return record.model_dump_json(exclude={"spec", "stages"})
+
+
+def whole_text(head: str, stages: str) -> str:
+    """A `record_text` again: of a `head_text` and the members of the JSON object of stages by name."""
+    return f'{{"stages":{{{stages}}},{head[1:]}'
+
+
 def record_of(spec: str, record: str) -> RunRecord:
     """The inverse of `spec_text` and `record_text`. `pydantic.ValidationError` if they are not that."""
     # Both are JSON objects; joined as text, so that each is parsed once.

@@ -44,7 +44,17 @@ CREATE INDEX stage_cache_by_run ON stage_cache (run);
 CREATE TABLE doomed (run TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID;
 """
 
-MIGRATIONS: Sequence[Migration] = (_V1, _V2)
+# A stage's record in a row of its own: a change of one of a thousand stages must not write the others again.
+# Their rowids are in the order in which the spec declares them.
+_V3 = """
+CREATE TABLE run_stages (run TEXT NOT NULL, name TEXT NOT NULL, record TEXT NOT NULL, UNIQUE (run, name));
+INSERT INTO run_stages (run, name, record)
+    SELECT runs.id, each.key, each.value FROM runs, json_each(runs.record, '$.stages') AS each
+    ORDER BY runs.rowid, each.id;
+UPDATE runs SET record = json_remove(record, '$.stages');
+"""
+
+MIGRATIONS: Sequence[Migration] = (_V1, _V2, _V3)
 
 
 def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:

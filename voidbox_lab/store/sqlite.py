@@ -27,7 +27,7 @@ from anyio import to_thread
 
 from voidbox_lab.errors import ProviderError
 from voidbox_lab.spec import RunRecord, RunSpec
-from voidbox_lab.spec.events import BODY, Event
+from voidbox_lab.spec.events import BODY, Event, RunChanged
 from voidbox_lab.store import codec, fold
 from voidbox_lab.store.contract import MAX_EVENTS_PER_RUN, Entry
 from voidbox_lab.store.schema import migrate
@@ -41,6 +41,15 @@ MAX_READERS = 4
 INCREMENTAL = 2  # https://sqlite.org/pragma.html#pragma_auto_vacuum
 PURGE_SLICE = 10_000
 """Events of a deleted run removed in one write."""
+
+_RECORDS = """
+SELECT spec, record, (
+    SELECT group_concat(item, ',') FROM (
+        SELECT json_quote(name) || ':' || record AS item FROM run_stages WHERE run = runs.id ORDER BY rowid
+    )
+) FROM runs
+"""
+"""Rows for `_record`. One statement, so that a record is of one moment."""
 
 
 class SqliteStore:
@@ -87,11 +96,10 @@ class SqliteStore:
 
     async def get_run(self, run: str) -> RunRecord:
         """See `Store.get_run`."""
-        sql = "SELECT spec, record FROM runs WHERE id = ?"
-        rows = await self._read(sql, (run,))
+        rows = await self._read(f"{_RECORDS} WHERE id = ?", (run,))
         if not rows:
             raise codec.unknown(run)
-        return codec.record_of(*rows[0])
+        return _record(rows[0])
 
     async def has_ended(self, run: str) -> bool:
         """See `Store.has_ended`."""
@@ -110,12 +118,12 @@ class SqliteStore:
         only += ["state = ?"] if state is not None else []
         only += [older] if before is not None else []
         where = f"WHERE {' AND '.join(only)}" if only else ""
-        sql = f"SELECT spec, record FROM runs {where} ORDER BY created_at DESC, rowid DESC LIMIT ?"  # noqa: S608 - constants
+        sql = f"{_RECORDS} {where} ORDER BY created_at DESC, rowid DESC LIMIT ?"
         values = [v for v in (state, before) if v is not None]
         rows = await self._read(sql, (*values, codec.page(limit)))
         if before is not None and not rows:
             await self._require(before)
-        return [codec.record_of(*row) for row in rows]
+        return [_record(row) for row in rows]
 
     async def read_events(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
         """See `Store.read_events`."""
@@ -226,12 +234,16 @@ class SqliteStore:
             future.set_result(result)
 
     def _create(self, connection: sqlite3.Connection, record: RunRecord, spec: str) -> RunRecord:
-        row = (record.id, record.created_at, record.state, spec, codec.record_text(record))
+        row = (record.id, record.created_at, record.state, spec, codec.head_text(record))
         try:
             sql = "INSERT INTO runs (id, created_at, state, spec, record) VALUES (?, ?, ?, ?, ?)"
             connection.execute(sql, row)
         except sqlite3.IntegrityError:
             raise codec.taken(record.id) from None
+        connection.executemany(
+            "INSERT INTO run_stages (run, name, record) VALUES (?, ?, ?)",
+            [(record.id, name, stage.model_dump_json()) for name, stage in record.stages.items()],
+        )
         while _purge(connection, record.id):
             pass
         self._live[record.id] = (record, 0)
@@ -244,10 +256,17 @@ class SqliteStore:
             "INSERT INTO events (run, seq, at, stage, body) VALUES (?, ?, ?, ?, ?)",
             [(run, e.seq, e.at, e.stage, body) for e, (_, body) in zip(events, rows, strict=True)],
         )
-        if record is not before:
+        # What changed, and no more: its cost must not grow with the number of stages, or with the spec.
+        names = {e.stage for e in events if e.stage in record.stages}
+        changed = [s for s in map(record.stages.__getitem__, names) if s is not before.stages[s.name]]
+        connection.executemany(
+            "UPDATE run_stages SET record = ? WHERE run = ? AND name = ?",
+            [(stage.model_dump_json(), run, stage.name) for stage in changed],
+        )
+        if any(isinstance(e.body, RunChanged) for e in events):
             connection.execute(
                 "UPDATE runs SET record = ?, state = ?, finished_at = ? WHERE id = ?",
-                (codec.record_text(record), record.state, record.finished_at, run),
+                (codec.head_text(record), record.state, record.finished_at, run),
             )
         if record.finished_at is None:
             self._live[run] = (record, events[-1].seq)
@@ -262,16 +281,17 @@ class SqliteStore:
         if row[0] is None and not force:
             raise codec.unended(run)
         connection.execute("DELETE FROM runs WHERE id = ?", (run,))
+        connection.execute("DELETE FROM run_stages WHERE run = ?", (run,))
         connection.execute("DELETE FROM stage_cache WHERE run = ?", (run,))
         connection.execute("INSERT INTO doomed (run) VALUES (?)", (run,))
         self._live.pop(run, None)
 
     def _load(self, connection: sqlite3.Connection, run: str) -> tuple[RunRecord, int]:
-        row = connection.execute("SELECT spec, record FROM runs WHERE id = ?", (run,)).fetchone()
+        row = connection.execute(f"{_RECORDS} WHERE id = ?", (run,)).fetchone()
         if row is None:
             raise codec.unknown(run)
         last = connection.execute("SELECT max(seq) FROM events WHERE run = ?", (run,)).fetchone()[0]
-        return codec.record_of(*row), last or 0
+        return _record(row), last or 0
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._writer is None:
@@ -307,6 +327,11 @@ class SqliteStore:
                 return connection.execute(sql, values).fetchall()
             finally:
                 self._readers.put(connection)
+
+
+def _record(row: tuple[str, str, str | None]) -> RunRecord:
+    spec, head, stages = row
+    return codec.record_of(spec, codec.whole_text(head, stages or ""))
 
 
 def _purge(connection: sqlite3.Connection, run: str) -> bool:
