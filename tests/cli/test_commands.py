@@ -193,6 +193,21 @@ def test_a_notebook_runs_and_its_runs_are_printed(tmp_path: Path, capsys: pytest
     assert nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4).cells[1].outputs
 
 
+def test_an_answer_taken_again_is_not_printed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing ran: no box, no cost. An answer of a run that the notebook does not show is printed all the same."""
+    first, again, other = record("succeeded"), record("succeeded"), record("succeeded")
+    again["run"], other["run"] = "run-2", "run-3"
+    nothing = {"isolation": None, "vsock": None, "tokens": 0, "boot_s": None, "duration_s": 0.0}
+    again["stages"]["only"] |= {**nothing, "cached": {"run": "run-1", "stage": "only"}}
+    other["stages"]["only"] |= {**nothing, "cached": {"run": "run-0", "stage": "only"}, "output": "43"}
+    path = book(tmp_path / "a.ipynb", *(SHOW.format(record=r) for r in (first, again, other)))
+    assert run(["run", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert (text.count("42"), text.count("43")) == (1, 1)
+    assert "answer of run run-1" in text
+    assert text.count("unpriced") == 1, "only the run that asked a model"
+
+
 def test_a_notebook_that_fails_keeps_what_it_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The runs before the failing cell are printed, then one sentence, then exit code 1."""
     path = book(tmp_path / "a.ipynb", SHOW.format(record=record("succeeded")), "1 / 0")

@@ -82,6 +82,28 @@ async def test_arun(house: Any) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_box_has_files_of_its_own(house: Any, tmp_path: Path) -> None:
+    """Read when it is declared; no other box of its pipeline gets them, each box of a map does."""
+    news = tmp_path / "news.csv"
+    news.write_text("old")
+    one = VoidBox("one", model=MODEL, prompt="p")
+    two = VoidBox("two", model=MODEL, prompt="p", inputs=news)
+    news.write_text("new")
+    run = await (one | two).arun({"x.csv": b"1"}, settings=house.settings)
+    first, second = (box.files for box in house.backend.boxes_)
+    assert (first.get("/workspace/input/news.csv"), first["/workspace/input/x.csv"]) == (None, b"1")
+    assert second["/workspace/input/news.csv"] == b"old"
+    assert "/workspace/input/x.csv" not in second
+    assert run.state == "succeeded"
+    mapped = two.map(["a", "b"])
+    assert [sorted(s.inputs) for s in mapped] == [["item.json", "news.csv"]] * 2
+    assert set(mapped.graph().blobs.values()) == {b"old", b'"a"', b'"b"'}
+    news.unlink()
+    with pytest.raises(UserError, match="no input file"):
+        VoidBox("two", model=MODEL, prompt="p", inputs=news)
+
+
+@pytest.mark.anyio
 async def test_run_blocks_inside_a_running_loop(house: Any) -> None:
     """As in a notebook cell: `run` in a thread that has a running loop (not the daemon's, here)."""
 
@@ -173,6 +195,9 @@ async def test_frames(house: Any) -> None:
     assert (row.state, row.output, row.isolation, row.vsock) == ("succeeded", "one done", "tcg", "user")
     assert row.duration_s > 0
     assert frame.cost_usd.isna().all(), "no model call was metered, so there is no price"
+    assert (row.attempts, row.cached) == (1, None)
+    again = (await VoidBox("one", model=MODEL, prompt="p").arun(settings=house.settings)).to_frame().loc["one"]
+    assert (again.state, again.cached, again.cost_usd) == ("succeeded", run.id, 0.0)
     events, samples = await anyio.to_thread.run_sync(lambda: (run.events_frame(), run.telemetry_frame()))
     assert list(events.index) == list(range(1, len(events) + 1))
     assert events.iloc[-1].body["state"] == "succeeded"

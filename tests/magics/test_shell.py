@@ -13,6 +13,7 @@ from voidbox_lab import load_ipython_extension, unload_ipython_extension
 from voidbox_lab.errors import Cancelled, LimitExceeded, UserError
 from voidbox_lab.magics import registry
 from voidbox_lab.magics.pipeline import build
+from voidbox_lab.spec import digest_bytes
 
 SKILL = "%%voidbox skill price-history --description 'How to read the table'\n# Prices\nOne row per month."
 
@@ -93,6 +94,35 @@ def test_pipelines_and_time_limits_reach_the_spec(shell: Any, replayed: ModuleTy
     assert {s.box.timeout_s for s in spec.stages} == {7}
 
 
+def test_a_stage_has_files_of_its_own(shell: Any, replayed: ModuleType) -> None:
+    """They are read when it runs, not when it is declared; no other stage gets them."""
+    Path("news.csv").write_text("old")
+    cell(shell, SKILL)
+    cell(shell, stage(name="a"))
+    cell(shell, stage(name="b", options="--input news.csv"))
+    Path("news.csv").write_text("new")
+    cell(shell, "%voidbox run a | b --quiet")
+    first, second = replayed.RUNS["replay-1"].record.spec.stages
+    assert first.inputs == {}
+    assert second.inputs["news.csv"].digest == digest_bytes(b"new")
+    Path("news.csv").unlink()
+    with pytest.raises(UserError, match=r"input file 'news\.csv'"):
+        cell(shell, "%voidbox run a | b --quiet")
+
+
+def test_variables_hold_models_and_runs(shell: Any, replayed: ModuleType) -> None:
+    """``$NAME``: a model chosen in one cell serves a stage in another; a run is shown by what holds it."""
+    cell(shell, "from voidbox_lab import Model\nMODEL = 'scripted:echo'\nOTHER = Model.parse('ollama:x')")
+    cell(shell, "%%voidbox stage a --model $MODEL\nhi")
+    cell(shell, "%%voidbox stage b --model $OTHER\nhi")
+    assert [str(registry(shell).stage(n).model) for n in "ab"] == ["scripted:echo", "ollama:x"]
+    declared(shell)
+    cell(shell, "run = %voidbox run analyst --quiet")
+    assert cell(shell, "%voidbox attach $run --quiet").id == "replay-1"
+    cell(shell, "name = run.id")
+    assert cell(shell, "%voidbox attach $name --quiet").id == "replay-1"
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
@@ -105,6 +135,8 @@ def test_pipelines_and_time_limits_reach_the_spec(shell: Any, replayed: ModuleTy
         ("%voidbox rum analyst", "did you mean 'run'?"),
         ("%%voidbox stage x --model scripted:q --skill price-histroy\nhi", "did you mean 'price-history'?"),
         ("%%voidbox stage x --model gpt\nhi", "names no known provider"),
+        ("%%voidbox stage x --model $NOWHERE\nhi", "$NOWHERE is no variable that holds a model"),
+        ("%voidbox attach $NOWHERE", "$NOWHERE is no variable that holds a run"),
         ("%%voidbox stage x --model scripted:q --memory 100\nhi", "not between 192"),
         ("%%voidbox stage x --model scripted:q\n  \n", "has no prompt"),
         ("%%voidbox stage X! --model scripted:q\nhi", "is not a name"),

@@ -270,3 +270,23 @@ def test_the_answer_is_not_said_twice() -> None:
     html = static_html.render(state, now=200)
     assert html.count("It is 42.") == 1
     assert "Looking." in html
+
+
+def test_a_step_on_the_way_is_folded() -> None:
+    """The answer of a stage that another one needs makes room for what the run says; a failure stays open."""
+    boxes = [VoidBoxSpec(name=n, prompt="?", model=Model.parse("scripted:x")) for n in ("a", "b")]
+    stages = (Stage(box=boxes[0]), Stage(box=boxes[1], needs=("a",)))
+    state = begin(RunRecord(id="r1", spec=RunSpec(stages=stages), created_at=100.0))
+    state = played([AgentText(text="Looking."), StageChanged(state="running")], "a", state)
+    assert [s["folded"] for s in present(state, 200)["stages"]] == [False, False]
+    state = played([StageChanged(state="succeeded", output="of a")], "a", state)
+    state = played([StageChanged(state="succeeded", output="of b")], "b", state)
+    assert [s["folded"] for s in present(state, 200)["stages"]] == [True, False]
+    html = static_html.render(state, now=200)
+    folded = html[html.index("<details") : html.index("</details>")]
+    assert "transcript and answer" in folded
+    assert "Looking." in folded
+    assert "of a" in folded
+    assert "of b" in html.replace(folded, "")
+    failed = played([StageChanged(state="failed", output="of a")], "a", state)
+    assert [s["folded"] for s in present(failed, 200)["stages"]] == [False, False]

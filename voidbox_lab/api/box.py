@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from voidbox_lab import spec
 from voidbox_lab.api.compose import BudgetLike, Composable, Graph, Pipeline, budget_of
+from voidbox_lab.api.inputs import Inputs, contents
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec import Model, Policy, Retry, Skill, VoidBoxSpec, parse_failure, validated
 from voidbox_lab.spec.mapping import expand, item_bytes, item_file
@@ -33,10 +34,12 @@ class VoidBox(Composable):
         on_failure: ``fail``, ``skip``, ``continue``, ``retry(N, SECONDS)``, or ``retry(N) continue``; see
             `voidbox_lab.spec.failure`.
         retry: the retry part of `on_failure` as a `Retry`.
+        inputs: files of this stage alone, wherever it stands in a pipeline; those of `run` go to the first stages.
+            They are read now.
         options: further fields of `VoidBoxSpec`: ``vcpus``, ``image``, ``env``.
 
     Raises:
-        UserError: a value out of range, an unknown option, a skill file that cannot be read.
+        UserError: a value out of range, an unknown option, a skill file or an input that cannot be read.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class VoidBox(Composable):
         budget: BudgetLike = None,
         on_failure: str = "fail",
         retry: Retry | None = None,
+        inputs: Inputs = None,
         **options: Any,
     ) -> None:
         if isinstance(skills, str | Path | Skill):
@@ -76,9 +80,13 @@ class VoidBox(Composable):
             **options,
         )
 
+        data = contents(inputs)
+        self._inputs = {file: item_file(d) for file, d in data.items()}
+        self._blobs = {self._inputs[file].digest: d for file, d in data.items()}
+
     def graph(self) -> Graph:
         """See `Composable.graph`."""
-        return Graph(spec.Pipeline.of(self.spec))
+        return Graph(spec.Pipeline.of(self.spec, inputs=self._inputs), self._blobs)
 
     def map(self, items: pd.DataFrame | Iterable[Any], *, concurrency: int = 4) -> Pipeline:
         """This once per item, as stages ``NAME-1``, ``NAME-2``, …, each with its item as
@@ -95,9 +103,8 @@ class VoidBox(Composable):
             raise UserError(f"A concurrency of {concurrency} lets nothing run; give 1 or more.")
         data = [item_bytes(value) for value in _values(items)]
         files = [item_file(d) for d in data]
-        return Pipeline(
-            Graph(expand(self.spec, files, concurrency), {f.digest: d for f, d in zip(files, data, strict=True)})
-        )
+        blobs = {f.digest: d for f, d in zip(files, data, strict=True)}
+        return Pipeline(Graph(expand(self.spec, files, concurrency, self._inputs), {**self._blobs, **blobs}))
 
     def __repr__(self) -> str:
         skills = ", ".join(s.name for s in self.spec.skills) or "none"

@@ -34,6 +34,21 @@ def named(inputs: Inputs) -> dict[str, Path | bytes]:
     return found
 
 
+def contents(inputs: Inputs) -> dict[str, bytes]:
+    """File names in the box and their bytes, as they are now.
+
+    Raises:
+        UserError: as `named`, or a file that cannot be read.
+    """
+    found = {}
+    for name, source in named(inputs).items():
+        try:
+            found[name] = source if isinstance(source, bytes) else source.read_bytes()
+        except OSError as e:
+            raise UserError(f"The input {str(source)!r} cannot be read ({e.strerror}); check the file.") from e
+    return found
+
+
 def _file(path: str | Path) -> Path:
     file = Path(path).expanduser()
     if file.is_dir():

@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,8 @@ def execute(notebook: Path, *, output: Path | None, timeout: float, json: bool, 
     if json:
         print_json(found)
     else:
-        for record in found:
-            _show(record)
+        for number, record in enumerate(found):
+            _show(record, {earlier["run"] for earlier in found[:number]})
         out.print(f"notebook: {len(found)} run(s) in {ago(time.monotonic() - began)}")
     if trouble is not None:
         raise trouble
@@ -192,20 +193,30 @@ def _cell_trouble(error: CellExecutionError, path: Path, timeout: float) -> Void
     return from_dict({"kind": kind, "message": f"A cell of {path} failed: {error.ename}: {error.evalue}"})
 
 
-def _show(record: dict[str, Any]) -> None:
+def _show(record: dict[str, Any], shown: Set[str]) -> None:
+    """One run. An answer that one of the runs in `shown` gave, and that was taken again, is not printed again."""
     for name, stage in record["stages"].items():
-        out.rule(f"[bold]{escape(name)}[/] · {stage['state']}", align="left")
-        if stage.get("output"):
+        cached = (stage.get("cached") or {}).get("run")
+        out.rule(f"[bold]{escape(name)}[/] · {'cached' if cached else stage['state']}", align="left")
+        if stage.get("output") and cached not in shown:
             out.print(escape(stage["output"].strip()))
         if stage.get("trouble"):
             out.print(f"[red]{escape(stage['trouble']['message'])}[/]")
-        facts = {
-            "isolation": stage.get("isolation"),
-            "vsock": stage.get("vsock"),
-            "model": f"{stage.get('model')} ({stage.get('model_source')})",
-            "tokens": stage.get("tokens"),
-            "cost": dollars(stage.get("cost_usd")),
-            "boot": ago(stage.get("boot_s")),
-            "time": ago(stage.get("duration_s")),
-        }
-        out.print("  ".join(f"[dim]{k}[/] {escape(str(v))}" for k, v in facts.items()))
+        out.print("  ".join(f"[dim]{k}[/] {escape(str(v))}" for k, v in _facts(stage, cached).items()))
+
+
+def _facts(stage: dict[str, Any], cached: str | None) -> dict[str, object]:
+    if cached is not None:
+        return {"answer of run": cached, "cost": "none"}
+    facts: dict[str, object] = {"model": f"{stage.get('model')} ({stage.get('model_source')})"}
+    if stage.get("isolation") is None:
+        return facts  # it got no box, so there is nothing to tell of one
+    boxed = {"isolation": stage["isolation"], "vsock": stage.get("vsock")}
+    return {
+        **boxed,
+        **facts,
+        "tokens": stage.get("tokens"),
+        "cost": dollars(stage.get("cost_usd")),
+        "boot": ago(stage.get("boot_s")),
+        "time": ago(stage.get("duration_s")),
+    }

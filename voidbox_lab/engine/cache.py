@@ -26,7 +26,7 @@ from voidbox_lab.spec import (
 )
 from voidbox_lab.store import Store
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Raised when what a stage is given changes: its prompt's notes, its files' names."""
 UNSEEN = frozenset({"name", "budget", "timeout_s", "on_failure", "retry"})
 

@@ -92,6 +92,7 @@ def _failure(text: str) -> tuple[OnFailure, Retry | None]:
         raise argparse.ArgumentTypeError(e.message) from e
 
 
+RUN = "id of the run, or $VARIABLE"
 MEMORY = _whole(MIN_MEMORY_MB, 1 << 20, "MB", "; less than that does not hold the guest's kernel and agent")
 
 
@@ -108,7 +109,9 @@ def stage_parser() -> Parser:
     p = Parser("%%voidbox stage", "Declare a stage: an agent in a box of its own; the cell's text is its prompt.")
     p.add_argument("name", help="name of the stage")
     p.add_argument(
-        "--model", required=True, help="PROVIDER:NAME, e.g. anthropic:claude-sonnet-4-5, scripted:quickstart"
+        "--model",
+        required=True,
+        help="PROVIDER:NAME, e.g. anthropic:claude-sonnet-4-5, scripted:quickstart; or $VARIABLE",
     )
     p.add_argument(
         "--skill", action="append", default=[], metavar="NAME", help="a declared skill; repeat for more"
@@ -130,6 +133,10 @@ def stage_parser() -> Parser:
     p.add_argument(
         "--on-failure", type=_failure, default=("fail", None), metavar="DOMAIN",
         help="fail (default), skip, continue, or 'retry(N, SECONDS)', or both: 'retry(2) continue'",
+    )  # fmt: skip
+    p.add_argument(
+        "--input", action="append", default=[], metavar="FILE",
+        help="a file for this stage alone; repeat for more. Those of 'run' go to the stages that need no other",
     )  # fmt: skip
     p.add_argument(
         "--allow-command", action="append", metavar="PROGRAM",
@@ -170,7 +177,7 @@ def runs_parser() -> Parser:
 def attach_parser() -> Parser:
     """``%voidbox attach``."""
     p = Parser("%voidbox attach", "Show a run here, from its first event on; returns it when it has ended.")
-    p.add_argument("run", help="id of the run")
+    p.add_argument("run", help=RUN)
     p.add_argument("--quiet", action="store_true", help="show nothing, only return the run")
     p.add_argument("--allow-failure", action="store_true", help="return a run that failed instead of raising")
     return p
@@ -181,7 +188,7 @@ def run_id_parser(name: str, description: str) -> Callable[[], Parser]:
 
     def parser() -> Parser:
         p = Parser(f"%voidbox {name}", description)
-        p.add_argument("run", help="id of the run")
+        p.add_argument("run", help=RUN)
         return p
 
     return parser

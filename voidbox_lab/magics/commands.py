@@ -13,7 +13,7 @@ import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
@@ -30,6 +30,7 @@ from voidbox_lab.spec.flow import parse_flow, stage_names
 from voidbox_lab.widgets.display import Surface, choose, in_kernel
 from voidbox_lab.widgets.follow import follow
 
+T = TypeVar("T")
 WAITING = frozenset({"run", "attach", "cancel", "pause", "resume", "runs"})
 """Subcommands that return a `Pending`."""
 
@@ -117,7 +118,7 @@ class VoidboxMagics(Magics):
                 name=options.name,
                 prompt=cell.strip() + "\n",
                 skills=tuple(options.skill),
-                model=Model.parse(options.model),
+                model=self._model(options.model),
                 agent=options.agent,
                 memory_mb=options.memory,
                 vcpus=options.vcpus,
@@ -127,7 +128,28 @@ class VoidboxMagics(Magics):
                 budget=options.budget,
                 on_failure=options.on_failure[0],
                 retry=options.on_failure[1],
+                inputs=tuple(options.input),
             )
+        )
+
+    def _model(self, text: str) -> Model:
+        """The model that `text` names, or that the notebook's variable ``$NAME`` holds."""
+        model = self._value(text, "model", 'MODEL = "scripted:quickstart"', Model)
+        return model if isinstance(model, Model) else Model.parse(model)
+
+    def _run_id(self, text: str) -> str:
+        """The id `text`, or of the run that the notebook's variable ``$NAME`` holds."""
+        run = self._value(text, "run", "run = pipeline.submit()", Run)
+        return run.id if isinstance(run, Run) else run
+
+    def _value(self, text: str, what: str, example: str, kind: type[T]) -> str | T:
+        if not text.startswith("$"):
+            return text
+        value = self.shell.user_ns.get(text[1:]) if self.shell is not None else None
+        if isinstance(value, str | kind):
+            return value
+        raise UserError(
+            f"{text} is no variable that holds a {what}; set it in an earlier cell, as in '{example}'."
         )
 
     def _skills(self, _options: argparse.Namespace, _cell: None) -> Any:
@@ -148,12 +170,17 @@ class VoidboxMagics(Magics):
         paths = input_files(options.input)
         # Everything that can be wrong here is found before a daemon is started or a byte is copied.
         boxes = {name: self.registry.stage(name, timeout_s=options.timeout) for name in stage_names(flow)}
+        own = {n: input_files([*self.registry.stages[n].inputs]) for n in boxes}
         pipeline.build(flow, boxes.__getitem__, {})
         surface = choose(quiet=options.quiet, shell=self.shell)
         async with AsyncClient() as client:
             inputs = {name: await client.upload(path) for name, path in paths.items()}
+            owned = {
+                stage: {name: await client.upload(path) for name, path in files.items()}
+                for stage, files in own.items()
+            }
             fresh = options.fresh or client.settings.fresh
-            spec = pipeline.build(flow, boxes.__getitem__, inputs, budget=options.budget, fresh=fresh)
+            spec = pipeline.build(flow, boxes.__getitem__, inputs, owned, budget=options.budget, fresh=fresh)
             record = await submitted(client, spec)
             self.started.append(record.id)
             return await _shown_run(client, record, surface, options, owner=True)
@@ -161,19 +188,21 @@ class VoidboxMagics(Magics):
     async def _attach(self, options: argparse.Namespace) -> Any:
         surface = choose(quiet=options.quiet, shell=self.shell)
         async with AsyncClient() as client:
-            return await _shown_run(client, await client.run(options.run), surface, options, owner=False)
+            return await _shown_run(
+                client, await client.run(self._run_id(options.run)), surface, options, owner=False
+            )
 
     async def _cancel(self, options: argparse.Namespace) -> None:
         async with AsyncClient() as client:
-            await client.cancel(options.run)
+            await client.cancel(self._run_id(options.run))
 
     async def _pause(self, options: argparse.Namespace) -> None:
         async with AsyncClient() as client:
-            await client.pause(options.run)
+            await client.pause(self._run_id(options.run))
 
     async def _resume(self, options: argparse.Namespace) -> None:
         async with AsyncClient() as client:
-            await client.resume(options.run)
+            await client.resume(self._run_id(options.run))
 
     async def _runs(self, options: argparse.Namespace) -> Any:
         async with AsyncClient() as client:

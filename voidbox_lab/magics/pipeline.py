@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from voidbox_lab.spec import Pipeline, RunSpec, VoidBoxSpec
@@ -11,11 +11,21 @@ from voidbox_lab.spec.run import InputFile
 
 
 def build(
-    flow: Flow, lookup: Callable[[str], VoidBoxSpec], inputs: dict[str, InputFile], **options: Any
+    flow: Flow,
+    lookup: Callable[[str], VoidBoxSpec],
+    inputs: dict[str, InputFile],
+    own: Mapping[str, dict[str, InputFile]] | None = None,
+    **options: Any,
 ) -> RunSpec:
-    """The run of `flow`, with each stage by `lookup`. `options` are those of `Pipeline.run_spec`.
+    """The run of `flow`, with each stage by `lookup`. `own` holds the files of single stages, by stage; `options`
+    are those of `Pipeline.run_spec`.
 
     Raises:
         UserError: a stage named twice, or whatever `lookup` raises.
     """
-    return assemble(flow, lambda name: Pipeline.of(lookup(name))).run_spec(inputs=inputs, **options)
+    own = own or {}
+
+    def part(name: str) -> Pipeline:
+        return Pipeline.of(lookup(name), inputs=own.get(name, {}))
+
+    return assemble(flow, part).run_spec(inputs=inputs, **options)

@@ -28,6 +28,8 @@ class StageDeclaration:
     budget: Budget = Budget()  # noqa: RUF009 - frozen
     on_failure: OnFailure = "fail"
     retry: Retry | None = None
+    inputs: tuple[str, ...] = ()
+    """Paths of files of its own; read when it runs."""
 
 
 @dataclass

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 STAGE_COLUMNS = (
     "state",
+    "attempts",
+    "cached",
     "output",
     "isolation",
     "vsock",
@@ -29,7 +31,8 @@ STAGE_COLUMNS = (
     "duration_s",
     "trouble",
 )
-"""Columns of `stages_frame`. `cost_usd` is NaN where unpriced, never 0; `boot_s` and `duration_s` are seconds."""
+"""Columns of `stages_frame`. `cached` is the run that an earlier result was taken from. `cost_usd` is NaN where
+unpriced, never 0; 0 for an earlier result. `boot_s` and `duration_s` are seconds."""
 
 
 def stages_frame(record: RunRecord) -> pd.DataFrame:
@@ -68,6 +71,8 @@ def telemetry_frame(events: Iterable[Event]) -> pd.DataFrame:
 def _stage_row(stage: StageRecord) -> dict[str, Any]:
     return {
         "state": stage.state,
+        "attempts": stage.attempts,
+        "cached": stage.cached.run if stage.cached else None,
         "output": stage.output,
         "isolation": stage.box.isolation if stage.box else None,
         "vsock": stage.box.vsock if stage.box else None,
@@ -79,7 +84,7 @@ def _stage_row(stage: StageRecord) -> dict[str, Any]:
         "output_tokens": stage.tokens.output,
         "cache_read_tokens": stage.tokens.cache_read,
         "cache_write_tokens": stage.tokens.cache_write,
-        "cost_usd": stage.cost_usd,
+        "cost_usd": 0.0 if stage.cached else stage.cost_usd,
         "boot_s": stage.box.boot_s if stage.box else None,
         "duration_s": stage.duration_s,
         "trouble": stage.trouble.message if stage.trouble else None,

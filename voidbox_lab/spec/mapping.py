@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from voidbox_lab.errors import UserError
@@ -31,15 +31,20 @@ def item_bytes(value: Any) -> bytes:
 
 
 def item_file(data: bytes) -> InputFile:
-    """What names the bytes of an item in a spec."""
+    """What names such bytes in a spec."""
     return InputFile(digest=digest_bytes(data), size=len(data))
 
 
-def expand(box: VoidBoxSpec, items: Sequence[InputFile], concurrency: int) -> Pipeline:
+def expand(
+    box: VoidBoxSpec,
+    items: Sequence[InputFile],
+    concurrency: int,
+    inputs: Mapping[str, InputFile] | None = None,
+) -> Pipeline:
     """`box` once per item, as stages ``NAME-1``, ``NAME-2``, …, side by side, `concurrency` at work at most.
 
-    Each finds its item in ``/workspace/input/item.json``; their answers are merged as a JSON array in the items'
-    order.
+    Each finds its item in ``/workspace/input/item.json``, beside the files of `inputs`; their answers are
+    merged as a JSON array in the items' order.
 
     Raises:
         UserError: no items, too many for a run, or a concurrency below 1.
@@ -56,5 +61,7 @@ def expand(box: VoidBoxSpec, items: Sequence[InputFile], concurrency: int) -> Pi
     stages = []
     for number, item in enumerate(items, start=1):
         one = validated(VoidBoxSpec, **{**dict(box), "name": f"{box.name}-{number}", "prompt": prompt})
-        stages.append(Pipeline.of(one, inputs={ITEM: item}, pool=box.name, pools={box.name: concurrency}))
+        stages.append(
+            Pipeline.of(one, inputs={**(inputs or {}), ITEM: item}, pool=box.name, pools={box.name: concurrency})
+        )
     return Pipeline.beside(stages)

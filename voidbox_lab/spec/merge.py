@@ -84,12 +84,21 @@ def _part(part: str | Merge, outputs: Mapping[str, str]) -> Any:
 def _parsed(output: str) -> Any:
     """A JSON array or object as what it is; everything else as text, without the line break at the end of what
     programs print."""
-    if output.lstrip()[:1] in {"[", "{"}:
+    text = _unfenced(output)
+    if text.lstrip()[:1] in {"[", "{"}:
         try:
-            return json.loads(output)
+            return json.loads(text)
         except (ValueError, RecursionError):
             pass
     return output.removesuffix("\n")
+
+
+def _unfenced(output: str) -> str:
+    """What stands in the fence, if the output is one fenced block of JSON: models fence it, asked or not."""
+    opening, _, rest = output.strip().partition("\n")
+    if opening.rstrip() in {"```", "```json"} and rest.endswith("```") and rest.count("```") == 1:
+        return rest[:-3]
+    return output
 
 
 def _text(value: Any) -> str:

@@ -74,6 +74,7 @@ def _head(stage: StageView, now: float) -> dict[str, Any]:
         "name": stage.name,
         "state": stage.state,
         "over": stage.over,
+        "folded": stage.inner and stage.state == "succeeded",
         "started": stage.started_at,
         "elapsed": elapsed,
         "badges": _badges(stage),

@@ -11,7 +11,6 @@ is clean (`text.clean`), none of it is escaped.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -32,6 +31,7 @@ from voidbox_lab.spec.events import (
 )
 from voidbox_lab.spec.run import AT_REST, TERMINAL, BoxFacts, CachedFrom, RunRecord, StageRecord, Tokens, Trouble
 from voidbox_lab.widgets.text import Clip, clean, one_line
+from voidbox_lab.widgets.tool_words import arguments, summary
 
 MAX_STAGES = 256
 """Most that are shown; a run may have more, which `voidbox show` and `Run.to_frame` list."""
@@ -42,8 +42,6 @@ ENTRY_BUDGET = 640
 """Transcript entries kept in all stages together, above the minimum of each."""
 MAX_SAMPLES = 60
 """Telemetry samples kept per stage."""
-MAX_ARGUMENTS = 4096
-"""Characters of a tool call's arguments, as JSON."""
 
 EntryKind = Literal["text", "tool", "log", "notice", "warning"]
 
@@ -74,6 +72,8 @@ class StageView:
 
     name: str
     state: str = "queued"
+    inner: bool = False
+    """Other stages need it: its answer is a step on the way, not what the run says."""
     model: str | None = None
     model_source: str | None = None
     box: BoxFacts | None = None
@@ -143,12 +143,14 @@ class ViewState:
 
 def begin(record: RunRecord) -> ViewState:
     """The state before the first event: every stage of the run, queued."""
+    needed = {name for s in record.spec.stages for name in s.needs}
     return ViewState(
         run=record.id,
         created_at=record.created_at,
         stages={
             s.box.name: StageView(
                 name=s.box.name,
+                inner=s.box.name in needed,
                 model=str(s.box.model) if s.box.model else None,
                 model_source=_declared_source(s.box.model),
             )
@@ -279,8 +281,8 @@ def _tool_call(stage: StageView, body: ToolCall, at: float) -> StageView:
         kind="tool",
         tool_id=body.id[:200],
         name=one_line(body.name, 80),
-        summary=_summary(body.input),
-        arguments=_arguments(body.input),
+        summary=summary(body.input),
+        arguments=arguments(body.input),
         done=False,
         at=at,
         text=Clip(2048, 1024),
@@ -379,21 +381,3 @@ def _trouble(trouble: Trouble | None) -> Trouble | None:
 
 def _output(text: str) -> Clip:
     return Clip.of(text, head=12288, tail=4096)
-
-
-def _arguments(value: dict[str, Any]) -> str:
-    # Multi-line strings (scripts, mostly) read better as they are than as JSON escapes.
-    lines: list[str] = []
-    for name, item in list(value.items())[:50]:
-        shown = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False, default=str)
-        shown = clean(shown[: MAX_ARGUMENTS + 1])
-        lines.append(f"{one_line(str(name), 80)}:" + (f"\n{shown}" if "\n" in shown else f" {shown}"))
-    return Clip.of("\n".join(lines), head=MAX_ARGUMENTS - 512, tail=512).text
-
-
-def _summary(value: dict[str, Any]) -> str:
-    for key in ("command", "file_path", "path", "pattern", "url", "query"):
-        if isinstance(value.get(key), str):
-            return one_line(value[key], 160)
-    first = next((v for v in value.values() if isinstance(v, str)), "")
-    return one_line(first, 160)

@@ -77,6 +77,8 @@ function stageView() {
   const cpu = meter(), memory = meter(), right = make("span", "vbx-right");
   const time = make("span", "vbx-time"), trouble = make("div", "vbx-trouble"), answer = make("div", "vbx-answer");
   const gap = make("div", "vbx-gap"), nodes = new Map();
+  const more = make("details", "vbx-more");
+  more.append(make("summary", "", "transcript and answer"));
   badges.style.cssText = "display:inline-flex;gap:6px;flex-wrap:wrap";
   head.append(make("span", "vbx-dot"), name, state, badges, facts, right);
   right.append(cpu.root, memory.root, time);
@@ -117,6 +119,11 @@ function stageView() {
       if (stage.answer !== undefined) {
         answer.replaceChildren(...(stage.answer ?? []).map(blockNode));
         show(answer, stage.answer);
+      }
+      if (stage.folded && !more.parentNode) {
+        // The run goes on: a step on the way makes room for the next one.
+        more.append(log, answer);
+        root.insertBefore(more, trouble);
       }
       if (stick) log.scrollTop = log.scrollHeight;
     },
