@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
 
+from voidbox_lab.cli.output import Json, json_line, out
 from voidbox_lab.errors import Unavailable
 from voidbox_lab.settings import Settings
 
@@ -22,16 +25,17 @@ def worker(
         int | None,
         typer.Option("--vcpus", min=1, max=4096, help="vCPUs for boxes; by default two for a processor."),
     ] = None,
+    json: Json = False,
 ) -> None:
     """Run stages for a Dask cluster, in boxes of this host, until interrupted.
 
-    Model keys are this process's environment. Whoever reaches the scheduler can run code as this user: see
-    docs/cluster.md.
+    Standard output has one line, of JSON with --json, once the scheduler counts it among its workers. Model keys
+    are this process's environment. Whoever reaches the scheduler can run code as this user: see docs/cluster.md.
     """
     import anyio
 
     try:
-        from voidbox_lab.daemon.worker import work
+        from voidbox_lab.daemon.worker import Joined, work
     except ModuleNotFoundError as e:
         if (e.name or "").partition(".")[0] != "distributed":
             raise
@@ -41,4 +45,13 @@ def worker(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "distributed.core"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    anyio.run(work, scheduler, Settings.from_env(), memory_mb, vcpus)
+
+    def joined(worker: Joined) -> None:
+        if json:
+            out.file.write(json_line(asdict(worker)) + "\n")
+            out.file.flush()
+        else:
+            what = f"{worker.memory_mb} MiB and {worker.vcpus} vCPUs for boxes"
+            out.print(f"worker {worker.worker} of {scheduler}: {what}", markup=False)
+
+    anyio.run(partial(work, scheduler, Settings.from_env(), memory_mb, vcpus, joined=joined))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import anyio
 from distributed import Worker
@@ -25,6 +27,16 @@ CLOSE_S = 60.0
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Joined:
+    """A worker of a cluster."""
+
+    worker: str
+    """Its address."""
+    memory_mb: int
+    vcpus: int
+
+
 async def dask_setup(worker: Worker) -> None:
     """Called by ``dask worker … --preload voidbox_lab.daemon.worker``."""
     await worker.plugin_add(StationPlugin(live_backend, Settings.from_env()), name=NAME, catch_errors=False)
@@ -36,12 +48,14 @@ async def work(
     memory_mb: int | None = None,
     vcpus: int | None = None,
     make_backend: MakeBackend = live_backend,
+    joined: Callable[[Joined], None] = lambda _joined: None,
 ) -> None:
     """Be a worker until SIGTERM or SIGINT, or until the scheduler goes.
 
     Args:
         memory_mb: MiB for boxes, with this host's share of each; None: as a daemon would give them.
         vcpus: for boxes; None: as a daemon would.
+        joined: told once the scheduler counts this worker among its own.
 
     There is no nanny: one would give a worker that ends 10 s, and then kill it with its boxes open.
 
@@ -50,7 +64,6 @@ async def work(
     """
     own = Capacity.of_host()
     capacity = Capacity(memory_mb or own.memory_mb, vcpus or own.vcpus)
-    log.info("%d MiB and %d vCPUs of this host are for boxes", capacity.memory_mb, capacity.vcpus)
     worker = Worker(
         scheduler,
         # A stage has a vCPU at least, so the threads are never what it waits for.
@@ -73,7 +86,7 @@ async def work(
                     f"The Dask scheduler {scheduler} cannot be reached ({e}); start it with `dask scheduler`.",
                     cause="cluster",
                 ) from e
-
+            joined(Joined(worker.address, capacity.memory_mb, capacity.vcpus))
             async with anyio.create_task_group() as tasks:
 
                 async def told() -> None:
