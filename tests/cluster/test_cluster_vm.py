@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -34,10 +35,11 @@ def farm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Farm]:
     images.build(Settings.from_env().prepare())
     with open_farm(tmp_path) as farm:
         for number in range(2):
-            with (tmp_path / f"worker-{number}.log").open("ab") as log:
+            out, err = tmp_path / f"worker-{number}.json", tmp_path / f"worker-{number}.log"
+            with out.open("wb") as told, err.open("wb") as log:
                 command = [sys.executable, "-m", "voidbox_lab.cli", "worker", farm.address]
-                command += ["--memory-mb", "700", "--vcpus", "2"]
-                farm.workers.append(subprocess.Popen(command, stdout=log, stderr=log))
+                command += ["--memory-mb", "700", "--vcpus", "2", "--json"]
+                farm.workers.append(subprocess.Popen(command, stdout=told, stderr=log))
         monkeypatch.setenv("VOIDBOX_EXECUTOR", f"dask:{farm.address}")
         yield farm
     shutil.rmtree(Settings.from_env().runtime, ignore_errors=True)
@@ -55,7 +57,7 @@ def _submitted(client: Client, spec: RunSpec) -> RunRecord:
             time.sleep(0.5)
 
 
-def test_a_pipeline_on_two_workers(farm: Farm) -> None:
+def test_a_pipeline_on_two_workers(farm: Farm, tmp_path: Path) -> None:
     """`a | [b, c] | d`, with models, in boxes of both workers; each step sees what came before it."""
 
     def box(name: str) -> VoidBoxSpec:
@@ -82,9 +84,11 @@ def test_a_pipeline_on_two_workers(farm: Farm) -> None:
     assert sum(isinstance(b, ModelCall) for b in bodies) >= 4
     assert any(isinstance(b, Telemetry) for b in bodies)
     assert [s.tokens.total > 0 for s in record.stages.values()] == [True] * 4
-    for worker in farm.workers:
+    for number, worker in enumerate(farm.workers):
         farm.end(worker, signal.SIGTERM)
         assert worker.returncode == 0
+        joined = json.loads((tmp_path / f"worker-{number}.json").read_text())
+        assert (joined["memory_mb"], joined["vcpus"]) == (700, 2)
     marks = [f"guest={f.domain}," for f in facts]
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and entry.name != str(os.getpid()):
