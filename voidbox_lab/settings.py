@@ -89,6 +89,8 @@ class Settings:
     """`VOIDBOX_FRESH`: runs take no earlier results from the stage cache unless they say otherwise."""
     store: str = field(default="sqlite", repr=False)
     """`VOIDBOX_STORE`: ``sqlite``, ``directory`` or a server's URL, whose password is for nobody to see."""
+    scheduler: str | None = None
+    """`VOIDBOX_EXECUTOR`: the address of the Dask scheduler whose workers run stages; None: this host does."""
     tcp: Address | None = None
     """`VOIDBOX_TCP`: where a daemon that is started listens besides its UNIX socket; None: nowhere."""
     daemon: str | None = None
@@ -139,6 +141,7 @@ class Settings:
             templates_mb=_count(env, "VOIDBOX_TEMPLATES_MB", 4096),
             fresh=_switch(env, "VOIDBOX_FRESH"),
             store=_store(env),
+            scheduler=_scheduler(env),
             tcp=Address.parse(env["VOIDBOX_TCP"]) if env.get("VOIDBOX_TCP") else None,
             daemon=_url(env["VOIDBOX_DAEMON"]) if env.get("VOIDBOX_DAEMON") else None,
             token=env.get("VOIDBOX_TOKEN") or None,
@@ -292,6 +295,21 @@ def _count(env: dict[str, str], name: str, default: int) -> int:
     if not text.isdecimal() or len(text) > 7:
         raise UserError(f"{name}={text!r} is not a whole number; set one or unset it.")
     return int(text)
+
+
+def _scheduler(env: dict[str, str]) -> str | None:
+    value = env.get("VOIDBOX_EXECUTOR") or "local"
+    if value == "local":
+        return None
+    if not _SCHEDULER.fullmatch(value):
+        raise UserError(
+            f"VOIDBOX_EXECUTOR={value[:200]!r} is neither local nor dask:tcp://HOST:PORT (or "
+            "dask:tls://HOST:PORT); set one of them or unset it."
+        )
+    return value.removeprefix("dask:")
+
+
+_SCHEDULER = re.compile(r"dask:(?:tcp|tls)://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[0-9]{1,5}")
 
 
 def _store(env: dict[str, str]) -> str:

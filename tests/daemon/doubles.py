@@ -9,7 +9,6 @@ from typing import Any
 import anyio
 
 from tests.engine.doubles import FakeBoxes, FakeExit, FakeSessions, adapter, says
-from voidbox_lab.engine import Journal
 from voidbox_lab.errors import Unavailable, UserError
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import VoidBoxSpec
@@ -69,7 +68,7 @@ class FakeBackend(FakeBoxes):
 
 
 @asynccontextmanager
-async def fake_backend(settings: Settings, journal: Journal) -> AsyncIterator[FakeBackend]:
+async def fake_backend(settings: Settings) -> AsyncIterator[FakeBackend]:
     async with anyio.create_task_group() as tasks:
         backend = FakeBackend(tasks)
         yield backend

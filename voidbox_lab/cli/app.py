@@ -24,6 +24,7 @@ from voidbox_lab.cli import (
     template,
     validate,
     volume,
+    worker,
 )
 from voidbox_lab.cli import (
     run as run_,
@@ -85,6 +86,7 @@ app.command("pause")(control.pause)
 app.command("resume")(control.resume)
 app.command("gc")(daemon.gc)
 app.command("bench")(bench.bench)
+app.command("worker")(worker.worker)
 app.add_typer(image.app, name="image")
 app.add_typer(template.app, name="template")
 app.add_typer(volume.app, name="volume")

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from voidbox_lab.agents import Adapter
 from voidbox_lab.box import Boxes
-from voidbox_lab.engine import Journal, StageJob, ports
+from voidbox_lab.engine import StageJob, ports
 from voidbox_lab.engine.stage import Session
 from voidbox_lab.machines import Hypervisor
 from voidbox_lab.settings import Settings
@@ -68,5 +68,5 @@ class Backend(ports.Boxes, Protocol):
         ...
 
 
-MakeBackend = Callable[[Settings, Journal], AbstractAsyncContextManager[Backend]]
+MakeBackend = Callable[[Settings], AbstractAsyncContextManager[Backend]]
 """Leaving the context closes every box and lets go of everything."""

@@ -14,11 +14,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 
 from voidbox_lab import __version__
+from voidbox_lab.cluster import DaskExecutor
 from voidbox_lab.daemon.activity import Activity
 from voidbox_lab.daemon.backend import Backend, MakeBackend
 from voidbox_lab.engine import (
     Admission,
     Capacity,
+    Executor,
     Host,
     Journal,
     LocalExecutor,
@@ -79,10 +81,14 @@ class Daemon:
             artifacts = await Artifacts.open(settings.data / "artifacts")
             journal = Journal(store)
             await _bury(store, journal)
-            backend = await stack.enter_async_context(make_backend(settings, journal))
+            backend = await stack.enter_async_context(make_backend(settings))
             host = Host(boxes=backend, adapter=backend.adapter, session=backend.session)
             admission = Admission(capacity or Capacity.of_host(), free_mb=lambda: _free_mb(backend))
-            executor, cache = LocalExecutor(host, admission), StageCache(store, backend.identity)
+            executor: Executor = LocalExecutor(host, admission)
+            if settings.scheduler is not None:
+                opening = DaskExecutor.open(settings.scheduler, backend.adapter, backend.identity)
+                executor = await stack.enter_async_context(opening)
+            cache = StageCache(store, backend.identity)
             serving = Runner.serving(store, artifacts, journal, executor, cache)
             runner = await stack.enter_async_context(serving)
             yield cls(settings, store, artifacts, journal, backend, runner, admission)
@@ -107,16 +113,20 @@ class Daemon:
 
     async def submit(self, spec: RunSpec) -> RunRecord:
         """Begin a run. `UserError` if it can be known now that it cannot work; see `Runner.submit`."""
-        for stage in spec.stages:
-            self.backend.check(stage.box)
+        self._check(spec)
         return await self.runner.submit(spec)
 
     async def resume(self, run: str) -> RunRecord:
         """Let a paused run go on, or one whose daemon died; see `Runner.resume`."""
         if run not in self.runner.active:
-            for stage in (await self.store.get_run(run)).spec.stages:
-                self.backend.check(stage.box)
+            self._check((await self.store.get_run(run)).spec)
         return await self.runner.resume(run)
+
+    def _check(self, spec: RunSpec) -> None:
+        if self.settings.scheduler is not None:
+            return  # which keys and scripts there are, each worker knows for itself
+        for stage in spec.stages:
+            self.backend.check(stage.box)
 
     async def prune(self, request: PruneRequest) -> PruneReport:
         """Forget old runs; see `voidbox_lab.store.prune`."""

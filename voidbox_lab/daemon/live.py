@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from voidbox_lab import agents, images
 from voidbox_lab.box import Box, Boxes
-from voidbox_lab.engine import Journal, StageJob
+from voidbox_lab.engine import StageJob
 from voidbox_lab.errors import ProviderError, UserError, VoidboxError
 from voidbox_lab.gateway import Gateway, Keys, StageSession, cost_usd
 from voidbox_lab.machines import Hypervisor
@@ -64,7 +64,7 @@ class _Opened:
 class LiveBackend:
     """A `Backend` over libvirt. Made by `live_backend`."""
 
-    def __init__(self, settings: Settings, journal: Journal, gateway: Gateway, tasks: TaskGroup) -> None:
+    def __init__(self, settings: Settings, gateway: Gateway, tasks: TaskGroup) -> None:
         self._settings, self._gateway, self._tasks = settings, gateway, tasks
         self._keys: dict[str, str] = {}
         self._opened: _Opened | None = None
@@ -223,14 +223,14 @@ class LiveBackend:
 
 
 @asynccontextmanager
-async def live_backend(settings: Settings, journal: Journal) -> AsyncIterator[LiveBackend]:
+async def live_backend(settings: Settings) -> AsyncIterator[LiveBackend]:
     """The backend for the time of the context; leaving it closes every box."""
 
     def metered(session: StageSession, call: ModelCall) -> None:
         session.metered(call)
 
     async with Gateway(metered) as gateway, anyio.create_task_group() as tasks:
-        backend = LiveBackend(settings, journal, gateway, tasks)
+        backend = LiveBackend(settings, gateway, tasks)
         try:
             yield backend
         finally:

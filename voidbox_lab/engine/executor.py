@@ -16,7 +16,7 @@ Admitted = Callable[[], Awaitable[None]]
 
 
 class Executor(Protocol):
-    """Runs stages. `local` does it here; see `voidbox_lab.engine.dask` for a cluster."""
+    """Runs stages. `local` does it here; `voidbox_lab.cluster` on other hosts."""
 
     def check(self, stage: Stage) -> None:
         """`UserError` for a stage that can never run here: an unknown agent, more memory than there is."""

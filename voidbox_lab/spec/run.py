@@ -185,6 +185,8 @@ class BoxFacts(Frozen):
     """``cold``: its kernel booted; ``clone``: restored from a template; ``spare``: a clone made beforehand."""
     start_note: str = ""
     """Why it is not a clone, where one was tried."""
+    host: str | None = None
+    """The host it ran on, where that is not the daemon's own."""
 
 
 class CachedFrom(Frozen):
