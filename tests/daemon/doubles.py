@@ -44,7 +44,7 @@ class FakeBackend(FakeBoxes):
     def add_keys(self, keys: Mapping[str, str]) -> None:
         self.keys |= keys
 
-    def check(self, box: VoidBoxSpec) -> None:
+    def check(self, box: VoidBoxSpec, *, priced: bool = False) -> None:
         adapter(box.agent)
         if box.model and box.model.provider == "anthropic" and "ANTHROPIC_API_KEY" not in self.keys:
             raise UserError("No ANTHROPIC_API_KEY is set.", cause="no-key")

@@ -27,7 +27,7 @@ from voidbox_lab.engine.moves import (
     Resume,
     TimeUp,
 )
-from voidbox_lab.engine.verdicts import Spent
+from voidbox_lab.engine.verdicts import Spent, overspent
 from voidbox_lab.spec import (
     TERMINAL,
     Budget,
@@ -64,7 +64,9 @@ def spec_of(needs: list[list[int]], *, pools: dict[str, int] | None = None, **op
 def runs(draw: st.DrawFn) -> RunSpec:
     """Any run of up to seven stages: any graph, failure domains, retries, budgets, pools."""
     n = draw(st.integers(1, 7))
-    budgets = st.builds(Budget, tokens=st.none() | st.integers(1, 40), usd=st.none() | st.floats(0.1, 5))
+    budgets = st.just(Budget()) | st.builds(
+        Budget, tokens=st.none() | st.integers(1, 40), usd=st.none() | st.floats(0.1, 5)
+    )
 
     def each(values: st.SearchStrategy[Any]) -> list[Any]:
         return [draw(values) for _ in range(n)]
@@ -121,6 +123,8 @@ class World:
         assert stage not in self.resting, "a stage was launched while it rests"
         assert self.machine.run == "running"
         assert self.machine.stop is None
+        left, budget = self.machine.spent_by(stage), self.machine.plans[stage].budget
+        assert overspent(budget, left, stage) is None, "a stage was launched whose budget is overspent"
         for need in self.machine.plans[stage].needs:
             end = self.machine.stages[need]
             assert end == "succeeded" or (end in TERMINAL and self.machine.plans[need].on_failure == "continue")
@@ -351,7 +355,7 @@ def test_a_spent_run_budget_stops_everything() -> None:
     machine, commands = run(machine, Metered("s0", Spent(0.6, 1)), Metered("s1", Spent(0.5, 1)))
     assert {c.stage for c in commands if isinstance(c, Interrupt)} == {"s0", "s1"}
     machine, _ = run(machine, Ended("s0", "cancelled"), Ended("s1", "succeeded"))
-    assert dict(machine.stages) == {"s0": "failed", "s1": "succeeded", "s2": "skipped"}
+    assert dict(machine.stages) == {"s0": "failed", "s1": "failed", "s2": "skipped"}, "late answers count as late"
     assert (machine.run, machine.left().usd) == ("failed", 0.0)
 
 

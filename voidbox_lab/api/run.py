@@ -57,9 +57,10 @@ class Run:
 
     @property
     def result(self) -> str | None:
-        """What the run answers: its last stage's output, a fan-out's merged ones. A long output's beginning: see
-        `output`."""
-        return self._record.result
+        """What the run answers: its last stage's output, a fan-out's merged ones, however long."""
+        if not any(s.output_file for s in self.stages.values()):
+            return self._record.result
+        return self._record.answer({name: self.output(name) or "" for name in self._record.outputs})
 
     def output(self, stage: str) -> str | None:
         """All that a stage answered, however long; None if it did not.
@@ -129,7 +130,7 @@ class Run:
 
     def events(self) -> list[Event]:
         """All events of the run; waits for its end if it goes on."""
-        if self._events is None:
+        if self._events is None or self.state not in TERMINAL:
             with Client(self._settings) as client:
                 self._events = list(client.events(self.id))
                 if self.state not in AT_REST:

@@ -188,14 +188,12 @@ async def _carried_out(
 
 
 async def _whole_result(client: AsyncClient, record: RunRecord) -> str | None:
-    """The run's result; all of it where it is one stage's, of which the record has the beginning alone."""
-    wanted = record.spec.result
-    if wanted is None:
-        wanted = next((s.box.name for s in reversed(record.spec.stages) if s.box.name in record.outputs), None)
-    stage = record.stages.get(wanted) if isinstance(wanted, str) else None
-    if stage is None or stage.output_file is None:
-        return record.result
-    return (await client.download(stage.output_file.digest)).decode(errors="replace")
+    """The run's result, of whole outputs where the record has beginnings alone."""
+    outputs = record.outputs
+    for name in outputs:
+        if file := record.stages[name].output_file:
+            outputs[name] = (await client.download(file.digest)).decode(errors="replace")
+    return record.answer(outputs)
 
 
 async def _stoppable(go: Any) -> tuple[RunRecord, str | None]:

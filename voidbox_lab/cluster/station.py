@@ -277,7 +277,7 @@ class Station:
                 cause="version",
             )
         try:
-            backend.check(ticket.stage.box)
+            backend.check(ticket.stage.box, priced=ticket.stage.box.budget.usd is not None)
         except UserError as e:
             raise UserError(f"On the worker {self.host}: {e.message}", cause=e.cause) from e
         if ticket.identity is None:

@@ -34,8 +34,9 @@ class Backend(ports.Boxes, Protocol):
         """Hold more model keys."""
         ...
 
-    def check(self, box: VoidBoxSpec) -> None:
-        """`UserError` for a stage that cannot work: unknown agent or script, no key."""
+    def check(self, box: VoidBoxSpec, *, priced: bool = False) -> None:
+        """`UserError` for a stage that cannot work: unknown agent or script, no key; with `priced`, since a budget in
+        dollars bounds it, a model without a known price."""
         ...
 
     async def identity(self, box: VoidBoxSpec) -> str:

@@ -126,7 +126,8 @@ class Daemon:
         if self.settings.scheduler is not None:
             return  # which keys and scripts there are, each worker knows for itself
         for stage in spec.stages:
-            self.backend.check(stage.box)
+            priced = spec.budget.usd is not None or stage.box.budget.usd is not None
+            self.backend.check(stage.box, priced=priced)
 
     async def prune(self, request: PruneRequest) -> PruneReport:
         """Forget old runs; see `voidbox_lab.store.prune`."""

@@ -85,14 +85,14 @@ class LiveBackend:
         """See `Backend`."""
         self._keys |= keys
 
-    def check(self, box: VoidBoxSpec) -> None:
+    def check(self, box: VoidBoxSpec, *, priced: bool = False) -> None:
         """See `Backend`."""
         agents.adapter(box.adapter)
         if box.model is not None:
             self._gateway.check(box.model, Keys(self._keys))
-            if box.budget.usd is not None and cost_usd(box.model, Tokens(input=1)) is None:
+            if priced and cost_usd(box.model, Tokens(input=1)) is None:
                 raise UserError(
-                    f"Stage {box.name!r} has a budget in dollars, and {box.model} has no known price; bound its "
+                    f"A budget in dollars bounds stage {box.name!r}, and {box.model} has no known price; bound its "
                     "tokens instead.",
                     cause="unpriced",
                 )

@@ -260,7 +260,7 @@ class Admission:
             obstacle = self._obstacle(first)
             if obstacle is None:
                 first.since = time.monotonic()
-                self._virtual = first.tag[0]
+                self._virtual = max(self._virtual, first.tag[0])  # a held run's tag may be of long ago
                 self._inside.add(first)
             elif not self._inside and time.monotonic() - self._left >= SETTLE_S:
                 first.refusal = ProviderError(

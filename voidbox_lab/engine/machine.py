@@ -224,8 +224,9 @@ def _ended(machine: Machine, given: Ended, commands: list[Command]) -> Machine:
     machine = replace(machine, at_work=machine.at_work - {stage}, doomed=doomed)
     if plan.pool is not None:
         machine = replace(machine, taken={**machine.taken, plan.pool: machine.taken[plan.pool] - 1})
-    if machine.stop is not None and state != "succeeded":
-        # It was told to end; what it said while it was ending is not the reason.
+    if machine.stop is not None and (state != "succeeded" or machine.stop.kind == "limit"):
+        # It was told to end; what it said while it was ending is not the reason. A spent budget binds late answers
+        # too, or the same run would fail or succeed by a millisecond.
         trouble, state = machine.stop, "cancelled" if machine.stop.kind == "cancelled" else "failed"
     elif doom is not None:
         state, trouble = "failed", doom
@@ -313,6 +314,8 @@ def _look(machine: Machine, look: list[tuple[int, str]], commands: list[Command]
             end, trouble = "cancelled" if machine.stop.kind == "cancelled" else "skipped", machine.stop
         elif lost := _lost(machine, stages, plan):
             end, trouble = "skipped", verdicts.skipped(stage, lost, troubles.get(lost))
+        elif over := verdicts.overspent(plan.budget, machine.spent_by(stage), stage):
+            end, trouble = "failed", over  # spent before its daemon died
         if end is not None:
             stages[stage], troubles[stage] = end, trouble
             commands.append(Record(stage, StageChanged(state=end, trouble=trouble)))

@@ -11,6 +11,9 @@ from voidbox_lab.store import Artifacts
 MAX_BYTES = 64 << 20
 """Longest output that is read back, in bytes."""
 
+MAX_HELD = 128 << 20
+"""Bytes of long outputs that one run keeps in memory."""
+
 
 @dataclass(frozen=True)
 class Output:
@@ -26,6 +29,9 @@ class Outputs:
     def __init__(self, artifacts: Artifacts, record: RunRecord | None = None) -> None:
         self._artifacts = artifacts
         self._kept: dict[str, Output] = {}
+        self._read: dict[str, str] = {}
+        """Whole texts of long outputs, read once and shared by the stages that wait with them."""
+        self._held = 0
         for name, stage in (record.stages if record else {}).items():
             if stage.state == "succeeded" and stage.output is not None:
                 self._kept[name] = Output(stage.output, stage.output_file)
@@ -34,13 +40,14 @@ class Outputs:
         """Take an output that is kept already."""
         self._kept[stage] = output
 
-    async def keep(self, stage: str, text: str) -> Output:
-        """Take `text`; it is on disk when this returns if it is too long for a record."""
-        output = Output(text)
-        if len(text) > MAX_OUTPUT:
-            output = Output(text[:MAX_OUTPUT], await self._artifacts.put(text.encode(errors="replace")))
-        self.add(stage, output)
-        return output
+    async def made(self, text: str) -> Output:
+        """The output that is `text`, on disk if it is too long for a record. Half surrogates, which no file and no
+        JSON of ours could hold, are replaced."""
+        data = text.encode(errors="replace")
+        text = data.decode()
+        if len(text) <= MAX_OUTPUT:
+            return Output(text)
+        return Output(text[:MAX_OUTPUT], await self._artifacts.put(data))
 
     async def of(self, stages: Iterable[str]) -> dict[str, str]:
         """The whole outputs of those of `stages` that have one.

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 from anyio import CancelScope
@@ -22,16 +23,17 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from voidbox_lab.box.trouble import first_error
 from voidbox_lab.engine import moves as m
 from voidbox_lab.engine import verdicts
-from voidbox_lab.engine.cache import StageCache
+from voidbox_lab.engine.cache import Hit, StageCache
 from voidbox_lab.engine.executor import Executor
 from voidbox_lab.engine.journal import Journal
 from voidbox_lab.engine.machine import Machine, step
 from voidbox_lab.engine.outputs import Output, Outputs
 from voidbox_lab.engine.ports import Box
+from voidbox_lab.engine.rest import end_abruptly
 from voidbox_lab.engine.stage import StageJob
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError, VoidboxError
-from voidbox_lab.spec import AT_REST, TERMINAL, RunRecord, RunSpec, Stage, StageRecord, Trouble
-from voidbox_lab.spec.events import Body, ModelCall, RunChanged, StageChanged
+from voidbox_lab.spec import TERMINAL, RunRecord, RunSpec, Stage, Trouble
+from voidbox_lab.spec.events import Body, ModelCall, StageChanged
 from voidbox_lab.store import Artifacts, Store, is_unpriced
 
 MAX_RUNS = 64
@@ -56,6 +58,10 @@ class _Active:
     scopes: dict[str, CancelScope] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     """What earlier attempts of a stage took of its budget of seconds."""
+    brought: dict[str, tuple[Output, str | None]] = field(default_factory=dict)
+    """What a stage brought, and the key to keep it by, until the machine says whether it counts."""
+    verified: dict[str, Path] = field(default_factory=dict)
+    """Input files by digest, checked once for the whole run."""
 
     def __post_init__(self) -> None:
         self.stages = {s.box.name: s for s in self.spec.stages}
@@ -76,6 +82,8 @@ class Runner:
         self._executor, self._cache = executor, cache
         self._tasks: TaskGroup | None = None
         self._active: dict[str, _Active] = {}
+        self._entering = anyio.Lock()
+        """Held while a run that nobody drives gets a driver or an end, so that it never gets both."""
         self._closing = False
 
     @classmethod
@@ -120,11 +128,12 @@ class Runner:
             UserError: an unknown agent, an input that was not uploaded, more memory than the host can give.
             LimitExceeded: too many runs at once.
         """
-        await self._check(spec)
-        run = f"run-{secrets.token_hex(6)}"
-        record = await self.store.create_run(run, spec, at=time.time())
-        self._start(run, spec, Machine.of(spec), Outputs(self.artifacts))
-        return record
+        async with self._entering:
+            await self._check(spec)
+            run = f"run-{secrets.token_hex(6)}"
+            record = await self.store.create_run(run, spec, at=time.time())
+            self._start(run, spec, Machine.of(spec), Outputs(self.artifacts))
+            return record
 
     async def pause(self, run: str) -> RunRecord:
         """Launch nothing more of `run`; what is at work goes on. Harmless for one that is paused or has ended."""
@@ -136,30 +145,31 @@ class Runner:
         Raises:
             UserError: the run has ended (cause ``run-over``), or what `submit` raises.
         """
-        if run in self._active:
-            return await self._told(run, m.Resume())
-        record = await self.store.get_run(run)
-        if record.state in TERMINAL:
-            raise UserError(
-                f"The run {run} has ended ({record.state}); run it again: what succeeded is taken from the cache.",
-                cause="run-over",
-            )
-        await self._check(record.spec)
-        if run not in self._active:  # a second resume may have come meanwhile
+        async with self._entering:
+            if run in self._active:
+                return await self._told(run, m.Resume())
+            record = await self.store.get_run(run)
+            if record.state in TERMINAL:
+                said = "run it again: what succeeded is taken from the cache"
+                raise UserError(f"The run {run} has ended ({record.state}); {said}.", cause="run-over")
+            await self._check(record.spec)
             outputs = Outputs(self.artifacts, record)
             self._start(run, record.spec, Machine.of(record.spec, record), outputs)
-        return record
+            return record
 
     async def cancel(self, run: str, *, why: str = "It was cancelled by the user.") -> RunRecord:
         """Ask a run to end; returns at once. A run that has ended already stays as it is."""
         trouble = Trouble(kind="cancelled", message=why, cause="cancelled")
         if run in self._active:
             return await self._told(run, m.Cancel(trouble))
-        record = await self.store.get_run(run)
-        if record.state not in TERMINAL:
-            await end_abruptly(self.journal, record, trouble)
+        async with self._entering:
+            if run in self._active:
+                return await self._told(run, m.Cancel(trouble))
             record = await self.store.get_run(run)
-        return record
+            if record.state not in TERMINAL:
+                await end_abruptly(self.journal, record, trouble)
+                record = await self.store.get_run(run)
+            return record
 
     async def finished(self, run: str, timeout_s: float) -> bool:
         """Wait until `run` is over; False if it is not within `timeout_s`."""
@@ -246,6 +256,9 @@ class Runner:
         if records:
             # Durable before anything follows from it, and before anybody is told.
             await self.journal.flush()
+        for record in records:
+            if isinstance(record.body, StageChanged) and record.stage is not None:
+                await self._counted(run, active, record.stage, record.body)
         for command in commands:
             match command:
                 case m.Launch(stage):
@@ -257,6 +270,16 @@ class Runner:
                     tasks.start_soon(_later, active, seconds, m.Rested(stage))
                 case m.Hold(held):
                     self._executor.hold(run, held)
+
+    async def _counted(self, run: str, active: _Active, stage: str, body: StageChanged) -> None:
+        """Take what a stage brought if it succeeded by the machine's word: others build on it, now and later."""
+        if body.state not in TERMINAL or stage not in active.brought:
+            return
+        output, key = active.brought.pop(stage)
+        if body.state == "succeeded":
+            active.outputs.add(stage, output)
+            if key is not None:
+                await self._cache.keep(key, run, stage)
 
     async def _stage(self, run: str, active: _Active, stage: Stage) -> None:
         """One attempt of a stage; sends exactly one `Ended`, whatever happens."""
@@ -275,9 +298,9 @@ class Runner:
     async def _attempt(self, run: str, active: _Active, stage: Stage) -> m.Ended:
         name = stage.box.name
         job = await self._job(run, active, stage)
-        key = None if active.spec.fresh else await self._cache.key(job)
-        if key is not None and (hit := await self._cache.find(key)):
-            active.outputs.add(name, Output(hit.output, hit.output_file))
+        key = await self._cache.key(job)
+        if key is not None and not active.spec.fresh and (hit := await self._hit(key)):
+            active.brought[name] = Output(hit.output, hit.output_file), None
             return m.Ended(name, "succeeded", hit.output, hit.output_file, hit.source)
 
         async def emit(body: Body) -> None:
@@ -297,15 +320,25 @@ class Runner:
         try:
             with CancelScope() as clock:
                 text = await self._executor.run(job, emit, moved, admitted)
-                output = await active.outputs.keep(name, text)
+                output = await active.outputs.made(text)
         finally:
             active.seconds[name] = active.seconds.get(name, 0.0) + max(0.0, anyio.current_time() - began)
         if clock.cancelled_caught:
             return m.Ended(name, "failed", trouble=verdicts.time_up(stage.box.budget, name))
-        # Whatever was asked for: a run that would take no earlier result still leaves one.
-        if key := key or await self._cache.key(job):
-            await self._cache.keep(key, run, name)
+        # Also of a run that would take no earlier result; not if the image was built anew while it waited or ran.
+        same = key is not None and key == await self._cache.key(job)
+        active.brought[name] = output, key if same else None
         return m.Ended(name, "succeeded", output.text, output.file)
+
+    async def _hit(self, key: str) -> Hit | None:
+        hit = await self._cache.find(key)
+        gone = hit is not None and hit.output_file and not await self.artifacts.has(hit.output_file.digest)
+        return None if gone else hit
+
+    async def _file(self, active: _Active, digest: str) -> Path:
+        if digest not in active.verified:
+            active.verified[digest] = await self.artifacts.verified(digest)
+        return active.verified[digest]
 
     async def _job(self, run: str, active: _Active, stage: Stage) -> StageJob:
         files = {**({} if stage.needs else active.spec.inputs), **stage.inputs}
@@ -318,7 +351,7 @@ class Runner:
         return StageJob(
             run,
             stage,
-            inputs={n: await self.artifacts.verified(f.digest) for n, f in files.items()},
+            inputs={n: await self._file(active, f.digest) for n, f in files.items()},
             files=files,
             upstream=await active.outputs.of(stage.needs),
             metered=metered,
@@ -345,32 +378,6 @@ class Runner:
 async def _later(active: _Active, seconds: float, given: m.Input) -> None:
     await anyio.sleep(seconds)
     active.tell(given)
-
-
-async def interrupt(journal: Journal, record: RunRecord, trouble: Trouble) -> None:
-    """Put a run whose daemon is gone to rest: what was at work is queued again, what had ended stays."""
-    for stage in record.stages.values():
-        if stage.state not in TERMINAL and stage.state != "queued":
-            await journal.emit(record.id, stage.name, StageChanged(state="queued", trouble=trouble))
-    if record.state not in AT_REST:
-        await journal.record(record.id, None, RunChanged(state="interrupted", trouble=trouble))
-
-
-async def end_abruptly(journal: Journal, record: RunRecord, trouble: Trouble) -> None:
-    """End a run that nobody drives: stages that were going on fail with `trouble`, waiting ones are skipped."""
-    cancelled = trouble.kind == "cancelled"
-    for stage in record.stages.values():
-        if stage.state in TERMINAL:
-            continue
-        end = "cancelled" if cancelled else "skipped" if _waited(stage) else "failed"
-        await journal.emit(record.id, stage.name, StageChanged(state=end, trouble=trouble))
-    await journal.record(
-        record.id, None, RunChanged(state="cancelled" if cancelled else "failed", trouble=trouble)
-    )
-
-
-def _waited(stage: StageRecord) -> bool:
-    return stage.state == "queued"
 
 
 def _trouble(error: Exception) -> Trouble:

@@ -227,7 +227,7 @@ async def _provision_inputs(box: Box, job: StageJob) -> VoidBoxSpec:
 async def _drive(box: Box, job: StageJob, launch: Launch, parser: Parser, emit: Emit, session: Session) -> Exit:
     """Start the agent, carry its events, and return its `Exit`."""
     timeout_s = job.box.timeout_s
-    budget = _Budget(MAX_OUTPUT_BYTES)
+    budget = _Room(MAX_OUTPUT_BYTES)
     with _bounded(timeout_s + GRACE_S, job, timeout_s):
         process: Process = await box.start_exec(
             launch.argv, env=dict(launch.env), cwd="/workspace", stdin=launch.stdin, timeout_s=timeout_s
@@ -279,7 +279,7 @@ def _collect(job: StageJob, parser: Parser, ended: Exit) -> str:
     )
 
 
-class _Budget:
+class _Room:
     def __init__(self, left: int) -> None:
         self.left = left
 
@@ -294,7 +294,7 @@ class _Budget:
             )
 
 
-async def _events(stream: AsyncIterable[bytes], parser: Parser, emit: Emit, budget: _Budget) -> None:
+async def _events(stream: AsyncIterable[bytes], parser: Parser, emit: Emit, budget: _Room) -> None:
     lines = Lines()
     async for chunk in stream:
         budget.spend(len(chunk))
@@ -306,7 +306,7 @@ async def _events(stream: AsyncIterable[bytes], parser: Parser, emit: Emit, budg
             await emit(_bounded_body(body))
 
 
-async def _logs(stream: AsyncIterable[bytes], emit: Emit, budget: _Budget) -> None:
+async def _logs(stream: AsyncIterable[bytes], emit: Emit, budget: _Room) -> None:
     lines = Lines(limit=MAX_TEXT)
     async for chunk in stream:
         budget.spend(len(chunk))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec.digest import digest_bytes
+from voidbox_lab.spec.merge import Merge
 from voidbox_lab.spec.pipeline import Pipeline
 from voidbox_lab.spec.run import MAX_STAGES, InputFile
 from voidbox_lab.spec.validate import validated
@@ -64,4 +66,5 @@ def expand(
         stages.append(
             Pipeline.of(one, inputs={**(inputs or {}), ITEM: item}, pool=box.name, pools={box.name: concurrency})
         )
-    return Pipeline.beside(stages)
+    # An array for one item as well, which `beside` would leave alone.
+    return replace(Pipeline.beside(stages), tails=validated(Merge, of=tuple(s.tails for s in stages)))

@@ -6,6 +6,7 @@ Outputs were written by guests: a reducer reads JSON and text, and executes noth
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -44,8 +45,9 @@ def merged(merge: Merge, outputs: Mapping[str, str]) -> str:
         CommandFailed: cause ``reduce``: ``object`` over an output that is no JSON object, or ``first`` or
             ``majority`` over nothing.
     """
-    value = _value(merge, outputs)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = _text(_value(merge, outputs))
+    # A half surrogate, which a guest may write as an escape, has no UTF-8.
+    return text.encode(errors="replace").decode()
 
 
 def is_json(merge: Merge) -> bool:
@@ -87,10 +89,20 @@ def _parsed(output: str) -> Any:
     text = _unfenced(output)
     if text.lstrip()[:1] in {"[", "{"}:
         try:
-            return json.loads(text)
+            return json.loads(text, parse_constant=_refuse, parse_float=_finite)
         except (ValueError, RecursionError):
             pass
     return output.removesuffix("\n")
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is beyond what a number holds")
+    return value
 
 
 def _unfenced(output: str) -> str:

@@ -72,7 +72,7 @@ class Pipeline:
         Raises:
             UserError: more stages than a run may have, or an ill-formed name.
         """
-        result = None if len(self.stages) == 1 else self.tails
+        result = None if len(self.stages) == 1 and isinstance(self.tails, str) else self.tails
         return validated(
             RunSpec,
             name=name,

@@ -71,6 +71,9 @@ class Stage(Spec):
         if self.stdin_from is not None and self.box.command is None:
             raise ValueError(f"stage {name!r} is an agent; only a command has a standard input to be given")
         _check_files(self.inputs)
+        ours = {f"{need}.md" for need in self.needs} | ({"merged.json", "merged.md"} if self.needs else set())
+        if taken := sorted(ours & self.inputs.keys()):
+            raise ValueError(f"stage {name!r} has an input {taken[0]!r}, which is the name of an earlier answer")
         return self
 
     @property
@@ -263,13 +266,18 @@ class RunRecord(Frozen):
 
     @property
     def outputs(self) -> dict[str, str]:
-        """Stage to output, for those that have one."""
-        return {name: s.output for name, s in self.stages.items() if s.output is not None}
+        """Stage to output, for those that succeeded; long outputs' beginnings."""
+        done = ((name, s) for name, s in self.stages.items() if s.state == "succeeded")
+        return {name: s.output for name, s in done if s.output is not None}
 
     @property
     def result(self) -> str | None:
         """What the run answers, as `RunSpec.result` says; None while, or if, there is nothing."""
-        outputs, wanted = self.outputs, self.spec.result
+        return self.answer(self.outputs)
+
+    def answer(self, outputs: Mapping[str, str]) -> str | None:
+        """`result` of `outputs`, which may be whole where the record's are beginnings."""
+        wanted = self.spec.result
         if isinstance(wanted, str):
             return outputs.get(wanted)
         if wanted is None:
