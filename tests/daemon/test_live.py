@@ -64,7 +64,7 @@ async def test_a_lost_connection_is_retired_and_the_box_opened_over_a_new_one(
     monkeypatch.setattr(live, "RETIRED_S", 0.01)
     async with anyio.create_task_group() as tasks:
         nothing: Any = None
-        backend = live.LiveBackend(nothing, nothing, nothing, tasks)
+        backend = live.LiveBackend(nothing, nothing, tasks)
         first: Any = await backend.open(**BOX)
         made[0].lost = True
         second: Any = await backend.open(**BOX)
@@ -92,8 +92,7 @@ async def test_a_stage_is_over_only_when_its_model_calls_are_metered(tmp_path: P
 
         lab.provider.handler = hang
         settings: Any = SimpleNamespace(runtime=tmp_path)
-        nothing: Any = None
-        backend = live.LiveBackend(settings, nothing, lab.gateway, tasks)
+        backend = live.LiveBackend(settings, lab.gateway, tasks)
         backend.add_keys({"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": lab.provider.url})
         model = Model.parse("anthropic:m")
         job = StageJob("run-1", Stage(box=VoidBoxSpec(name="one", prompt="p", model=model)), {}, {})
