@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from voidbox_lab.spec import (
     Trouble,
 )
 from voidbox_lab.spec.events import ModelCall, Queued, StageChanged
+from voidbox_lab.spec.mapping import expand, item_file
 
 pytestmark = pytest.mark.anyio
 BROKEN = [("err", b"boom\n"), ("exit", FakeExit(code=3))]
@@ -221,7 +223,7 @@ async def test_a_pause_keeps_what_follows_from_starting(lab: Any) -> None:
 
 
 async def test_a_pause_holds_what_waits_for_room(lab: Any) -> None:
-    spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=box("b"))))
+    spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=box("b"))), fresh=True)
     async with lab(Capacity(memory_mb=700, vcpus=16), a=[("sleep", 0.2), *says()]) as it:
         record = await it.runner.submit(spec)
         await it.until(record.id, at("a", "running"))
@@ -332,3 +334,70 @@ async def test_the_box_of_a_stage_at_work_can_be_had(lab: Any) -> None:
 def test_a_merge_names_what_is_needed() -> None:
     with pytest.raises(ValueError, match="merges other stages"):
         Stage(box=box("d"), needs=("a",), merge=Merge(of=("a", "b")))
+
+
+async def test_a_run_at_rest_gets_a_driver_or_an_end_and_never_both(lab: Any) -> None:
+    async with lab(a=[("sleep", 0.1), *says()]) as it:
+        for _ in range(5):
+            run = f"run-{it.boxes.opened}"
+            await it.runner.store.create_run(run, chain("a", fresh=True), at=1)
+            await interrupt(it.runner.journal, await it.runner.store.get_run(run), DIED)
+            opened = it.boxes.opened
+
+            async def resume(run: str = run) -> None:
+                with suppress(UserError):
+                    await it.runner.resume(run)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(resume)
+                tasks.start_soon(it.runner.cancel, run)
+            assert await it.runner.finished(run, 5)
+            assert (await it.runner.store.get_run(run)).state == "cancelled"
+            assert it.boxes.opened - opened <= 1
+
+
+async def test_an_answer_that_came_too_late_is_nobodys_input(lab: Any) -> None:
+    a = box("a", budget=Budget(tokens=15), on_failure="continue")
+    spec = RunSpec(stages=(Stage(box=a), Stage(box=box("b"), needs=("a",))))
+    async with lab(a=[("sleep", 0.2), *says(result="late")]) as it:
+        record = await it.runner.submit(spec)
+        await it.until(record.id, at("a", "running"))
+        # As if metered with the answer: the stage is told to stop and has answered already.
+        it.runner._active[record.id].scopes.pop("a")
+        it.sessions.jobs["a"].metered(call(20))
+        record = await it.until(record.id, lambda r: r.state == "succeeded")
+        assert (record.stages["a"].state, record.stages["a"].output) == ("failed", "late")
+        used = next(used for used, argv, _ in it.boxes.execs if argv[-1] == "b")
+        assert not used.files
+        unbounded = RunSpec(stages=(Stage(box=box("a")),))
+        assert (await it.run(unbounded)).stages["a"].cached is None, "a failure is no earlier result"
+
+
+async def test_a_result_whose_bytes_are_gone_is_made_again(lab: Any) -> None:
+    async with lab(a=says(result="x" * (MAX_OUTPUT + 1))) as it:
+        first = await it.run(chain("a"))
+        await it.runner.artifacts.remove(first.stages["a"].output_file.digest)
+        again = await it.run(chain("a", "b"))
+        assert (again.state, again.stages["a"].cached) == ("succeeded", None)
+
+
+async def test_half_a_surrogate_reaches_nobody(lab: Any) -> None:
+    odd = [("out", b'["\\ud83d", 1]\n')]
+    spec = Pipeline.beside([Pipeline.of(box("b", command=("b", "x"))), Pipeline.of(box("c"))])
+    async with lab(x=odd) as it:
+        record = await it.run(spec.then(Pipeline.of(box("d"))).run_spec())
+        assert record.state == "succeeded", record.trouble
+        used = next(used for used, argv, _ in it.boxes.execs if argv[-1] == "d")
+        assert json.loads(used.files["/workspace/input/merged.json"]) == [["?", 1], "c done"]
+
+
+def test_an_input_may_not_take_the_name_of_an_answer() -> None:
+    file = item_file(b"1")
+    with pytest.raises(ValueError, match=r"'a\.md'"):
+        Stage(box=box("b"), needs=("a",), inputs={"a.md": file})
+
+
+def test_a_map_over_one_item_answers_with_an_array_too() -> None:
+    for n in (1, 2):
+        spec = expand(box("m"), [item_file(b"%d" % i) for i in range(n)], 1).run_spec()
+        assert isinstance(spec.result, Merge)

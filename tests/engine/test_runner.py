@@ -213,7 +213,7 @@ async def test_boxes_wait_for_memory_in_turn(lab: Any) -> None:
 
 
 async def test_a_stage_that_waits_for_room_says_so_and_not_for_ever(lab: Any) -> None:
-    spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=box("b"))))
+    spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=box("b"))), fresh=True)
     async with lab(Capacity(memory_mb=700, vcpus=16), a=[("sleep", 1), *says()]) as it:
         it.admission._wait_s = 0.2
         record = await it.run(spec)
@@ -226,7 +226,7 @@ async def test_a_stage_that_waits_for_room_says_so_and_not_for_ever(lab: Any) ->
 
 
 async def test_cancelling_a_stage_that_waits_for_memory(lab: Any) -> None:
-    spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=box("b"))))
+    spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=box("b"))), fresh=True)
     async with lab(Capacity(memory_mb=700, vcpus=16), a=[("sleep", 60)], b=[("sleep", 60)]) as it:
         record = await it.runner.submit(spec)
         await it.until(record.id, at("a", "running"))

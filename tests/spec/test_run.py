@@ -81,7 +81,10 @@ def test_models_round_trip() -> None:
 def test_result_is_the_last_stage_that_answered() -> None:
     """A later stage without output does not hide an earlier answer."""
     spec = RunSpec(stages=(Stage(box=box("a")), Stage(box=box("b"), needs=("a",))))
-    stages = {"a": StageRecord(name="a", output="one"), "b": StageRecord(name="b", state="failed")}
+    stages = {
+        "a": StageRecord(name="a", state="succeeded", output="one"),
+        "b": StageRecord(name="b", state="failed"),
+    }
     assert RunRecord(id="r", spec=spec, created_at=0.0, stages=stages).result == "one"
 
 

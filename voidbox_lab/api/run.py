@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from voidbox_lab.client import Client
 from voidbox_lab.errors import Cancelled, UserError, from_dict
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import AT_REST, RunRecord, RunSpec, RunState, StageRecord, Trouble
+from voidbox_lab.spec import AT_REST, TERMINAL, RunRecord, RunSpec, RunState, StageRecord, Trouble
 from voidbox_lab.spec.events import Event
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Run:
         return self
 
     def wait(self) -> Run:
-        """Self, once the run has ended. Interrupting the wait leaves the run alone."""
+        """Self, once the run has ended or rests (``interrupted``). Interrupting the wait leaves the run alone."""
         with Client(self._settings) as client:
             for _ in client.events(self.id):
                 pass

@@ -35,8 +35,8 @@ class Backend(ports.Boxes, Protocol):
         ...
 
     def check(self, box: VoidBoxSpec, *, priced: bool = False) -> None:
-        """`UserError` for a stage that cannot work: unknown agent or script, no key; with `priced`, since a budget in
-        dollars bounds it, a model without a known price."""
+        """`UserError` for a stage that cannot work: unknown agent or script, no key; with `priced` (a budget in
+        dollars bounds it) a model without a known price."""
         ...
 
     async def identity(self, box: VoidBoxSpec) -> str:

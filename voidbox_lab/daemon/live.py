@@ -92,8 +92,8 @@ class LiveBackend:
             self._gateway.check(box.model, Keys(self._keys))
             if priced and cost_usd(box.model, Tokens(input=1)) is None:
                 raise UserError(
-                    f"A budget in dollars bounds stage {box.name!r}, and {box.model} has no known price; bound its "
-                    "tokens instead.",
+                    f"A budget in dollars bounds stage {box.name!r}, and {box.model} has no known price; "
+                    "bound its tokens instead.",
                     cause="unpriced",
                 )
 

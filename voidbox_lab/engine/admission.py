@@ -195,6 +195,7 @@ class Admission:
             self._held.add(run)
         else:
             self._held.discard(run)
+        self._first = None  # whoever is first now is to be woken, to look at the host's memory more often
         self._serve()
 
     def _ticket(self, what: str, need_mb: int, need_vcpus: int, run: str) -> _Ticket:
