@@ -9,9 +9,8 @@ from fastapi import APIRouter, Body, Header, Path, Query, Response
 from voidbox_lab.daemon import streams
 from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.openapi import Route, errors, events
-from voidbox_lab.spec import TERMINAL, RunRecord, RunSpec, RunState
+from voidbox_lab.spec import RunRecord, RunSpec, RunState
 from voidbox_lab.spec.api import PruneReport, PruneRequest
-from voidbox_lab.spec.events import RunChanged
 
 RECHECK_S = 20.0
 """An event stream looks into the store at least so often."""
@@ -127,28 +126,29 @@ def routes(daemon: Daemon) -> APIRouter:
         """A number beyond the last event is waited for, or ends the stream at once if the run has ended."""
         await daemon.store.has_ended(run)  # an unknown run is a 404, not a stream
         start = after if last_event_id is None else last_event_id
-        return streams.respond(lambda send: follow_run(daemon, run, start, send))
+        return streams.respond_raw(lambda send: follow_run(daemon, run, start, send))
 
     return router
 
 
-async def follow_run(daemon: Daemon, run: str, after: int, send: streams.Sender) -> None:
+async def follow_run(daemon: Daemon, run: str, after: int, send: streams.RawSender) -> None:
     """Send what the store has after event `after`, `PAGE` events at a time, until the run has ended or rests.
 
     What was sent is not read again, and the record, which holds the whole spec, is not read at all.
     """
+    pages = daemon.pages.of(run)
     while True:
         # Asked before the events are read: by then the last ones of a run that nobody drives are written.
         ended = daemon.stopped.is_set() or run not in daemon.runner.active
         news = daemon.journal.news(run)
-        page = await daemon.store.read_events(run, after=after, limit=PAGE)
-        for event in page:
-            await send("event", event, event.seq)
-            after = event.seq
-            if isinstance(event.body, RunChanged) and event.body.state in TERMINAL:
+        if page := await pages.after(after, news, PAGE):
+            for chunk in page.chunks:
+                await send(chunk)
+            after = page.last
+            if page.ends:
                 return
-        if len(page) == PAGE:
-            continue
+            if page.more:
+                continue
         if ended:
             return
         await daemon.until(news, RECHECK_S)
