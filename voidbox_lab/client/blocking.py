@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class Client:
             self._call(Call("POST", protocol.run(run_id, then="/resume"))).content
         )
 
-    def events(self, run_id: str, after: int = 0) -> Iterator[Event]:
+    def events(self, run_id: str, after: int = 0) -> Generator[Event, None, None]:
         """As `AsyncClient.events`."""
         resume = protocol.Resume(run_id, after)
         while True:
