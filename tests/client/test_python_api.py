@@ -14,7 +14,7 @@ from voidbox_lab import CommandFailed, LimitExceeded, Run, Skill, UserError, Voi
 from voidbox_lab.api import named, persistently
 from voidbox_lab.client import AsyncClient
 from voidbox_lab.errors import ProviderError
-from voidbox_lab.observe.frames import STAGE_COLUMNS
+from voidbox_lab.observe.frames import STAGE_COLUMNS, events_frame, telemetry_frame
 from voidbox_lab.spec import Model, RunRecord, RunSpec, Tokens
 from voidbox_lab.spec.events import ModelCall
 
@@ -202,6 +202,35 @@ async def test_frames(house: Any) -> None:
     assert list(events.index) == list(range(1, len(events) + 1))
     assert events.iloc[-1].body["state"] == "succeeded"
     assert samples.cpu.iloc[0] == 0.5
+    assert str(samples.index.tz) == "UTC"
+    assert run._events is None, "a frame needs no list of all events"
+
+
+@pytest.mark.anyio
+async def test_some_events(house: Any) -> None:
+    """From a number on, so many of them; the same whether all are known already or not."""
+    run = await VoidBox("one", model=MODEL, prompt="p").arun(settings=house.settings)
+
+    def look() -> list[list[int]]:
+        chosen = ({"after": 3}, {"limit": 2}, {"after": 2, "limit": 3}, {"limit": 0}, {"after": 10_000})
+        return [[event.seq for event in run.events(**options)] for options in chosen]
+
+    some = await anyio.to_thread.run_sync(look)
+    assert run._events is None
+    every = await anyio.to_thread.run_sync(run.events)
+    assert await anyio.to_thread.run_sync(run.events) is every
+    numbers = [event.seq for event in every]
+    assert numbers == list(range(1, len(every) + 1))
+    assert some == [numbers[3:], [1, 2], [3, 4, 5], [], []]
+    assert await anyio.to_thread.run_sync(look) == some
+    assert await anyio.to_thread.run_sync(lambda: list(run.iter_events())) == every
+
+
+def test_frames_of_no_events() -> None:
+    """Have their columns all the same."""
+    events, samples = events_frame([]), telemetry_frame([])
+    assert (list(events.columns), len(events), events.index.name) == (["at", "stage", "type", "body"], 0, "seq")
+    assert (samples.index.name, len(samples), "cpu" in samples.columns) == ("at", 0, True)
     assert str(samples.index.tz) == "UTC"
 
 

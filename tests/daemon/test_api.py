@@ -14,6 +14,7 @@ from tests.daemon.doubles import fake_backend
 from tests.engine.doubles import says
 from voidbox_lab import __version__
 from voidbox_lab.daemon import core
+from voidbox_lab.daemon.pages import encoded
 from voidbox_lab.daemon.routes import runs
 from voidbox_lab.engine import Capacity
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
@@ -140,14 +141,14 @@ async def test_a_daemon_that_stops_still_tells_the_end(house: Any) -> None:
     record = await house.client.submit(spec("one"))
     events = [e async for e in house.client.events(record.id)]
     house.daemon.stopped.set()
-    sent: list[Any] = []
+    sent = bytearray()
 
-    async def send(_name: str, event: Any, _number: int | None) -> None:
-        sent.append(event)
+    async def send(chunk: bytes) -> None:
+        sent.extend(chunk)
 
     with anyio.fail_after(5):
         await runs.follow_run(house.daemon, record.id, 2, send)
-    assert sent == events[2:]
+    assert sent == b"".join(map(encoded, events[2:]))
 
 
 async def test_guest_text_cannot_break_the_stream(house: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from voidbox_lab.client import Client
@@ -128,14 +130,32 @@ class Run:
             self._record = client.run(self.id)
         return self
 
-    def events(self) -> list[Event]:
-        """All events of the run; waits for its end if it goes on."""
-        if self._events is None or self.state not in TERMINAL:
-            with Client(self._settings) as client:
-                self._events = list(client.events(self.id))
-                if self.state not in AT_REST:
-                    self._record = client.run(self.id)
-        return self._events
+    def events(self, *, after: int = 0, limit: int | None = None) -> list[Event]:
+        """The events of the run; waits for its end if it goes on.
+
+        All of them are kept, as objects of a kilobyte or so; for very many see `iter_events` and the frames.
+
+        Args:
+            after: only those after this number.
+            limit: at most so many, and waits no longer than until they are there.
+        """
+        if not after and limit is None:
+            if self._events is None or self.state not in TERMINAL:
+                self._events = None
+                self._events = list(self.iter_events())
+            return self._events
+        return list(self.iter_events(after=after, limit=limit))
+
+    def iter_events(self, *, after: int = 0, limit: int | None = None) -> Iterator[Event]:
+        """As `events`, one at a time as they come, none kept."""
+        most = None if limit is None else max(0, limit)
+        if self._events is not None and self.state in TERMINAL:
+            yield from islice((event for event in self._events if event.seq > after), most)
+            return
+        with Client(self._settings) as client, closing(client.events(self.id, after)) as events:
+            yield from islice(events, most)
+            if limit is None and self.state not in AT_REST:
+                self._record = client.run(self.id)
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each stage; see `voidbox_lab.observe.frames.stages_frame`."""
@@ -147,13 +167,13 @@ class Run:
         """One row for each event; see `voidbox_lab.observe.frames.events_frame`."""
         from voidbox_lab.observe.frames import events_frame
 
-        return events_frame(self.events())
+        return events_frame(self.iter_events())
 
     def telemetry_frame(self) -> pd.DataFrame:
         """One row for each sample of the guests' procfs."""
         from voidbox_lab.observe.frames import telemetry_frame
 
-        return telemetry_frame(self.events())
+        return telemetry_frame(self.iter_events())
 
     def __repr__(self) -> str:
         stages = ", ".join(f"{s.name}: {s.state}" for s in self.stages.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ class Client:
 
     def events(
         self, run_id: str, after: int = 0, *, follow: bool = True, tail: int | None = None
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """As `AsyncClient.events`."""
         resume = protocol.Resume(run_id, after, follow=follow, tail=tail)
         while True:

@@ -147,7 +147,7 @@ def _start(settings: Settings, deadline: float) -> Health:
             stdout=out,
             stderr=out,
             cwd="/",
-            env=_environment(),
+            env=_environment(settings),
             start_new_session=True,  # a notebook's Ctrl-C and a closed terminal are not for the daemon
         )
     # Reaps it when it ends, so that a long-lived notebook holds no zombie.
@@ -178,9 +178,11 @@ def _arguments(settings: Settings) -> list[str]:
     return [f"--{name}={value}" for name, value in named.items()]
 
 
-def _environment() -> dict[str, str]:
+def _environment(settings: Settings) -> dict[str, str]:
     """Ours without secrets (/proc/PID/environ shows them to every process of this user), able to import us."""
     env = {name: value for name, value in os.environ.items() if not is_key(name) and name != "VOIDBOX_TOKEN"}
+    # Not an argument: a server's URL may hold a password, and every user sees arguments.
+    env["VOIDBOX_STORE"] = settings.store
     home = str(Path(__file__).parents[2])
     if home not in {*site.getsitepackages(), site.getusersitepackages()}:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [home, env.get("PYTHONPATH")]))

@@ -17,6 +17,7 @@ from voidbox_lab import __version__
 from voidbox_lab.cluster import DaskExecutor
 from voidbox_lab.daemon.activity import Activity
 from voidbox_lab.daemon.backend import Backend, MakeBackend
+from voidbox_lab.daemon.pages import Pages
 from voidbox_lab.engine import (
     Admission,
     Capacity,
@@ -56,6 +57,7 @@ class Daemon:
     ) -> None:
         self.settings, self.store, self.artifacts, self.journal = settings, store, artifacts, journal
         self.backend, self.runner, self.admission = backend, runner, admission
+        self.pages = Pages(store)
         self.activity = Activity()
         self.tcp: str | None = None
         """The URL of the TCP listener, if there is one."""

@@ -36,9 +36,22 @@ class EventStream(EventSourceResponse):
         await ratelimit.streaming(super().__call__)(scope, receive, send)
 
 
+RawSender = Callable[[bytes], Awaitable[None]]
+"""`await send(chunk)`, whole events as they go over the wire; waits while the client is slow."""
+
+
 def respond(work: Callable[[Sender], Awaitable[None]]) -> EventStream:
     """A response that streams what `work` sends until it returns. An error is the last event, ``failed``."""
-    send_stream, receive_stream = anyio.create_memory_object_stream[dict[str, Any]](64)
+    return _respond(lambda send, _raw: work(send))
+
+
+def respond_raw(work: Callable[[RawSender], Awaitable[None]]) -> EventStream:
+    """As `respond`, of events that are encoded already."""
+    return _respond(lambda _send, raw: work(raw))
+
+
+def _respond(work: Callable[[Sender, RawSender], Awaitable[None]]) -> EventStream:
+    send_stream, receive_stream = anyio.create_memory_object_stream[dict[str, Any] | bytes](64)
 
     async def run() -> None:
         async with send_stream:
@@ -47,7 +60,7 @@ def respond(work: Callable[[Sender], Awaitable[None]]) -> EventStream:
                 await _put(send_stream, event, data, number)
 
             try:
-                await work(send)
+                await work(send, send_stream.send)
             except VoidboxError as e:
                 await send("failed", Failed(error=e.to_dict()))
             except Exception as e:
@@ -61,7 +74,7 @@ def respond(work: Callable[[Sender], Awaitable[None]]) -> EventStream:
 
 
 async def _put(
-    stream: MemoryObjectSendStream[dict[str, Any]], event: str, data: BaseModel, number: int | None
+    stream: MemoryObjectSendStream[dict[str, Any] | bytes], event: str, data: BaseModel, number: int | None
 ) -> None:
     item = {"event": event, "data": one_line(data)}
     if number is not None:

@@ -1,7 +1,12 @@
-"""A run and its events as pandas frames. pandas is imported when first needed: it costs half a second."""
+"""A run and its events as pandas frames. pandas is imported when first needed: it costs half a second.
+
+Events are taken one by one and kept as plain values, so that what a frame of a million of them needs on its way is
+not much more than the frame.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -50,22 +55,59 @@ def events_frame(events: Iterable[Event]) -> pd.DataFrame:
     """One row for each event, indexed by its number: time, stage, type, and the body's fields as a dict."""
     import pandas as pd
 
-    rows = [(e.seq, e.at, e.stage, e.body.type, e.body.model_dump(mode="json", exclude={"type"})) for e in events]
-    frame = pd.DataFrame(rows, columns=["seq", "at", "stage", "type", "body"]).set_index("seq")
-    frame["at"] = pd.to_datetime(frame["at"], unit="s", utc=True)
-    return frame
+    seq, at, stage, kind, body = array("q"), array("d"), _Shared(), _Shared(), []
+    for event in events:
+        seq.append(event.seq)
+        at.append(event.at)
+        stage.append(event.stage)
+        kind.append(event.body.type)
+        # Field names are shared by all these dicts, a dict's own text is not.
+        body.append(event.body.model_dump(mode="json", exclude={"type"}))
+    columns = {"at": _times(at), "stage": stage.values, "type": kind.values, "body": body}
+    return pd.DataFrame(columns, index=pd.Index(_numbers(seq), name="seq"))
 
 
 def telemetry_frame(events: Iterable[Event]) -> pd.DataFrame:
     """One row for each sample, indexed by time (UTC); fields as in `spec.events.Telemetry`, without `top`."""
     import pandas as pd
 
-    fields = [name for name in Telemetry.model_fields if name not in {"type", "top"}]
-    samples = [(e.at, e.stage, e.body) for e in events if isinstance(e.body, Telemetry)]
-    rows = [(at, stage, *(getattr(body, name) for name in fields)) for at, stage, body in samples]
-    frame = pd.DataFrame(rows, columns=["at", "stage", *fields])
-    frame["at"] = pd.to_datetime(frame["at"], unit="s", utc=True)
-    return frame.set_index("at")
+    at, stage = array("d"), _Shared()
+    fields = {
+        name: array("d" if field.annotation is float else "q")
+        for name, field in Telemetry.model_fields.items()
+        if name not in {"type", "top"}
+    }
+    for event in events:
+        if isinstance(event.body, Telemetry):
+            at.append(event.at)
+            stage.append(event.stage)
+            for name, column in fields.items():
+                column.append(getattr(event.body, name))
+    columns = {"stage": stage.values} | {name: _numbers(column) for name, column in fields.items()}
+    return pd.DataFrame(columns, index=pd.Index(_times(at), name="at"))
+
+
+class _Shared:
+    """A column of few texts, each of which is in memory once."""
+
+    def __init__(self) -> None:
+        self.values: list[str | None] = []
+        self._known: dict[str | None, str | None] = {}
+
+    def append(self, value: str | None) -> None:
+        self.values.append(self._known.setdefault(value, value))
+
+
+def _numbers(column: array[Any]) -> Any:
+    import numpy as np
+
+    return np.frombuffer(column, dtype="float64" if column.typecode == "d" else "int64") if column else []
+
+
+def _times(column: array[float]) -> Any:
+    import pandas as pd
+
+    return pd.to_datetime(_numbers(column), unit="s", utc=True)
 
 
 def _stage_row(stage: StageRecord) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from fastapi import APIRouter, Body, Header, Path, Query, Response
 from voidbox_lab.daemon import streams
 from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.openapi import Route, errors, events
-from voidbox_lab.spec import TERMINAL, RunRecord, RunSpec, RunState
+from voidbox_lab.spec import RunRecord, RunSpec, RunState
 from voidbox_lab.spec.api import PruneReport, PruneRequest
-from voidbox_lab.spec.events import RunChanged
 
 RECHECK_S = 20.0
 """An event stream looks into the store at least so often."""
@@ -136,32 +135,37 @@ def routes(daemon: Daemon) -> APIRouter:
         last = await daemon.store.count_events(run) if tail is not None or not follow else 0
         if tail is not None:
             start = max(start, last - tail)
-        return streams.respond(lambda send: follow_run(daemon, run, start, send, until=None if follow else last))
+        return streams.respond_raw(
+            lambda send: follow_run(daemon, run, start, send, until=None if follow else last)
+        )
 
     return router
 
 
 async def follow_run(
-    daemon: Daemon, run: str, after: int, send: streams.Sender, *, until: int | None = None
+    daemon: Daemon, run: str, after: int, send: streams.RawSender, *, until: int | None = None
 ) -> None:
     """Send what the store has after event `after`, `PAGE` events at a time, until the run has ended or rests, or
     with event `until`.
 
     What was sent is not read again, and the record, which holds the whole spec, is not read at all.
     """
+    pages = daemon.pages.of(run)
     while until is None or after < until:
         # Asked before the events are read: by then the last ones of a run that nobody drives are written.
         ended = daemon.stopped.is_set() or run not in daemon.runner.active
         news = daemon.journal.news(run)
         limit = PAGE if until is None else min(PAGE, until - after)
-        page = await daemon.store.read_events(run, after=after, limit=limit)
-        for event in page:
-            await send("event", event, event.seq)
-            after = event.seq
-            if isinstance(event.body, RunChanged) and event.body.state in TERMINAL:
+        # A page that stops short is nobody else's.
+        read = pages.after(after, news, PAGE) if limit == PAGE else pages.alone(after, limit)
+        if page := await read:
+            for chunk in page.chunks:
+                await send(chunk)
+            after = page.last
+            if page.ends:
                 return
-        if len(page) == limit:
-            continue
+            if page.more:
+                continue
         if ended or until is not None:
             return
         await daemon.until(news, RECHECK_S)
