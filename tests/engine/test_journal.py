@@ -15,11 +15,54 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.store.conformance import run_spec
+from voidbox_lab.daemon.core import _bury
 from voidbox_lab.engine import Journal
+from voidbox_lab.engine import journal as module
 from voidbox_lab.engine.journal import joined
 from voidbox_lab.errors import ProviderError
-from voidbox_lab.spec.events import MAX_TEXT, AgentLog, AgentText, RunChanged, ToolCall
+from voidbox_lab.spec import Trouble
+from voidbox_lab.spec.events import (
+    MAX_TEXT,
+    AgentLog,
+    AgentText,
+    Body,
+    Event,
+    ModelCall,
+    RunChanged,
+    StageChanged,
+    ToolCall,
+)
 from voidbox_lab.store import Entry, SqliteStore
+
+CALL = ModelCall(request="q", model="m", source="live", status=200, cost_usd=0.5, duration_s=1)
+
+
+class Watched:
+    """What a store is asked to append; `refuse` names a run that it cannot write, and says why."""
+
+    def __init__(self, store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.refuse: dict[str, Exception] = {}
+        self._append = store.append
+        monkeypatch.setattr(store, "append", self.append)
+
+    async def append(self, run: str, entries: Sequence[Entry]) -> list[Event]:
+        self.calls.append((run, len(entries)))
+        if error := self.refuse.get(run):
+            raise error
+        return await self._append(run, entries)
+
+
+async def _store(tmp_path: Path, *runs: str, **how: int) -> SqliteStore:
+    store = await SqliteStore.open(tmp_path / "s.sqlite", **how)
+    for run in runs:
+        await store.create_run(run, run_spec(), at=0)
+    return store
+
+
+async def _bodies(store: SqliteStore, run: str) -> list[Body]:
+    return [e.body for e in await store.read_events(run, limit=5000)]
+
 
 PIECES = st.tuples(
     st.sampled_from(["a", "b"]), st.integers(0, 1), st.text(max_size=5), st.sampled_from(["text", "log"])
@@ -126,4 +169,140 @@ async def test_what_is_out_of_bounds_is_dropped_alone(tmp_path: Path, caplog: py
     await journal.record("r", "one", AgentLog(text="b"))
     assert [e.body.text for e in await store.read_events("r")] == ["a", "b"]  # type: ignore[union-attr]
     assert "dropped" in caplog.text
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_run_that_cannot_be_written_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await _store(tmp_path, "bad", "good", "last")
+    watched, journal = Watched(store, monkeypatch), Journal(store)
+    watched.refuse["bad"] = ProviderError("damaged", cause="store")
+    journal.post("bad", "one", AgentLog(text="a"))
+    await journal.record("good", "one", AgentLog(text="b"))
+    journal.post("last", "one", AgentLog(text="c"))
+    with pytest.raises(ProviderError, match="damaged"):
+        await journal.flush()
+    assert await _bodies(store, "last") == [AgentLog(text="c")], "those behind it are written all the same"
+    await journal.flush("good")
+    with pytest.raises(ProviderError, match="damaged"):
+        await journal.record("bad", None, RunChanged(state="running"))
+    watched.refuse.clear()
+    await journal.flush("bad")
+    assert await _bodies(store, "bad") == [AgentLog(text="a"), RunChanged(state="running")]
+    await store.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [ProviderError("damaged", cause="store"), ZeroDivisionError("a bug")])
+async def test_serving_goes_on_whatever_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", (0.2, 0.4))
+    store = await _store(tmp_path, "bad", "good")
+    watched, journal = Watched(store, monkeypatch), Journal(store)
+    watched.refuse["bad"] = error
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(journal.serve)
+        journal.post("bad", "one", AgentLog(text="a"))
+        with anyio.fail_after(5):
+            for i in range(8):
+                news = journal.news("good")
+                journal.post("good", "one", AgentLog(text=str(i)))
+                await news.wait()
+            assert 0 < watched.calls.count(("bad", 1)) < 5, "it is tried again, but less often"
+            assert caplog.text.count("cannot be written") == 1, "said once per second at most"
+            watched.refuse.clear()
+            await journal.news("bad").wait()
+        tasks.cancel_scope.cancel()
+    assert await _bodies(store, "bad") == [AgentLog(text="a")]
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_what_waits_of_a_failing_run_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 3)
+    store = await _store(tmp_path, "bad")
+    watched, journal = Watched(store, monkeypatch), Journal(store)
+    watched.refuse["bad"] = ProviderError("damaged", cause="store")
+    for i in range(5):
+        journal.post("bad", "one", AgentLog(text=str(i)))
+    with pytest.raises(ProviderError):
+        await journal.flush("bad")
+    for i in range(5):
+        journal.post("bad", "one", AgentLog(text=f"more {i}"))
+        journal.post("bad", "one", CALL)
+    journal.post("bad", "one", StageChanged(state="booting"))
+    watched.refuse.clear()
+    await journal.flush("bad")
+    logs = [AgentLog(text=str(i)) for i in range(3)]
+    assert await _bodies(store, "bad") == [*logs, *[CALL] * 5, StageChanged(state="booting")]
+    assert caplog.text.count("are dropped") == 1
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_full_run_costs_the_store_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await _store(tmp_path, "full", max_events=10)
+    watched, journal = Watched(store, monkeypatch), Journal(store)
+    for i in range(100):
+        journal.post("full", "one", AgentLog(text=str(i)))
+    journal.post("full", "one", CALL)
+    await journal.record("full", "one", StageChanged(state="booting"))
+    assert watched.calls == [("full", 102), ("full", 12)]
+    assert await _bodies(store, "full") == [
+        *(AgentLog(text=str(i)) for i in range(10)), CALL, StageChanged(state="booting"),
+    ]  # fmt: skip
+    for _ in range(100):
+        journal.post("full", "one", AgentLog(text="x"))
+    await journal.flush()
+    assert len(watched.calls) == 2, "it is not even asked"
+    await journal.record("full", None, RunChanged(state="failed"))
+    assert watched.calls[2:] == [("full", 1)]
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_of_a_deleted_run_all_is_dropped_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await _store(tmp_path)
+    watched, journal = Watched(store, monkeypatch), Journal(store)
+    for _ in range(100):
+        journal.post("gone", "one", AgentLog(text="x"))
+    await journal.flush("gone")
+    assert watched.calls == [("gone", 100)]
+    await store.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "answer", ["\ud800 hi", "\x01" * 131_072, "\ud800" + "\x01" * 131_072], ids=["surrogate", "large", "both"]
+)
+async def test_an_answer_that_is_no_event_ends_its_stage_all_the_same(tmp_path: Path, answer: str) -> None:
+    """A lone surrogate has no JSON form, and as JSON a control character is six."""
+    store = await _store(tmp_path, "r")
+    journal = Journal(store)
+    trouble = Trouble(kind="command", message="\udfff!")
+    await journal.record("r", "one", StageChanged(state="succeeded", output=answer))
+    await journal.record("r", None, RunChanged(state="failed", trouble=trouble))
+    record = await store.get_run("r")
+    assert (record.state, record.stages["one"].state) == ("failed", "succeeded")
+    assert record.trouble == Trouble(kind="command", message="\ufffd!")
+    assert answer.replace("\ud800", "\ufffd").startswith(record.stages["one"].output or "?")
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_bad_run_does_not_keep_a_daemon_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await _store(tmp_path, "older", "bad", "newer")
+    for run in ("older", "bad", "newer"):
+        await store.append(run, [Entry(RunChanged(state="running"), None, 1)])
+    Watched(store, monkeypatch).refuse["bad"] = ProviderError("damaged", cause="store")
+    await _bury(store, Journal(store))
+    assert [(await store.get_run(run)).state for run in ("older", "newer")] == ["interrupted"] * 2
+    assert "bad cannot be put to rest" in caplog.text
     await store.aclose()

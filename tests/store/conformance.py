@@ -79,6 +79,10 @@ class StoreContract:
     def reopen(self, place: Place) -> Callable[[], Awaitable[Store]]:
         return lambda: open_store(*place)
 
+    async def spoil(self, place: Place, run: str) -> None:
+        """Make the record of `run` unreadable; the store is closed."""
+        raise NotImplementedError
+
     @pytest.fixture
     async def store(self, reopen: Callable[[], Awaitable[Store]]) -> AsyncIterator[Store]:
         store = await reopen()
@@ -243,8 +247,32 @@ class StoreContract:
         await store.append("r1", [text("x")] * 3)
         with pytest.raises(LimitExceeded, match="3 events"):
             await store.append("r1", [text("x")])
-        assert [e.seq for e in await store.append("r1", [end("failed")])] == [4]
+        call = ModelCall(request="q", model="m", source="live", status=200, cost_usd=0.5, duration_s=1)
+        assert [e.seq for e in await store.append("r1", [Entry(call, "one", 1), end("failed")])] == [4, 5]
+        assert (await store.get_run("r1")).cost_usd == 0.5, "what was paid for is metered all the same"
         await store.aclose()
+
+    async def test_a_record_that_cannot_be_read_is_its_runs_alone(
+        self, place: Place, store: Store, reopen: Callable[[], Awaitable[Store]], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for run in ("good", "bad", "new"):
+            await store.create_run(run, run_spec(), at=1)
+            await store.append(run, [text("a")])
+        await store.aclose()
+        await self.spoil(place, "bad")
+        again = await reopen()
+        for call in (again.get_run("bad"), again.append("bad", [text("b")]), again.list_runs(strict=True)):
+            with pytest.raises(ProviderError, match="bad") as caught:
+                await call
+            assert caught.value.cause == "store"
+        assert [r.id for r in await again.list_runs()] == ["new", "good"]
+        assert [r.id for r in await again.list_runs(unfinished=True, limit=3)] == ["new", "good"]
+        assert "left out" in caplog.text
+        assert "bad" in caplog.text
+        assert (await again.append("good", [text("b")]))[0].seq == 2
+        await again.delete_run("bad", force=True)
+        assert [r.id for r in await again.list_runs(strict=True)] == ["new", "good"]
+        await again.aclose()
 
     async def test_acknowledged_events_survive_kill_9(
         self, place: Place, reopen: Callable[[], Awaitable[Store]]

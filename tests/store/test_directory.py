@@ -26,6 +26,10 @@ class TestDirectory(StoreContract):
     def place(self, tmp_path: Path) -> Place:
         return "directory", tmp_path
 
+    async def spoil(self, place: Place, run: str) -> None:
+        (file,) = place[1].rglob(f"{run}/record.json")
+        file.write_text(file.read_text().replace('"created_at":', '"created":'))
+
 
 async def _filled(root: Path, events: int = 5) -> Path:
     """A closed store with a run ``r1``, and that run's directory."""

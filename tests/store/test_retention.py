@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.store.conformance import end, run_spec
-from voidbox_lab.errors import UserError
+from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.spec import InputFile
 from voidbox_lab.spec.events import RunChanged, StageChanged
 from voidbox_lab.store import Artifacts, Entry, Pruned, Store, open_store, prune, retention
@@ -163,3 +163,18 @@ async def test_somebody_else_deletes_meanwhile(
 async def test_numbers_are_not_negative(store: Store, artifacts: Artifacts, wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match="not negative"):
         await prune(store, artifacts, now=NOW, **wrong)  # type: ignore[arg-type]
+
+
+async def test_nothing_goes_that_an_unreadable_run_may_refer_to(tmp_path: Path, artifacts: Artifacts) -> None:
+    file = await _kept(artifacts, b"precious")
+    store = await open_store("directory", tmp_path)
+    await _run(store, "bad", ended=NOW - DAY)
+    await store.append("bad", [Entry(StageChanged(state="succeeded", output="", output_file=file), "one", NOW)])
+    await store.aclose()
+    (record,) = tmp_path.rglob("bad/record.json")
+    record.write_text(record.read_text().replace('"created_at":', '"created":'))
+    store = await open_store("directory", tmp_path)
+    with pytest.raises(ProviderError, match="bad"):
+        await prune(store, artifacts, now=NOW)
+    assert [a.digest for a in await artifacts.list()] == [file.digest]
+    await store.aclose()

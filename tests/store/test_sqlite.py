@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.store.conformance import Place, StoreContract, end, run_spec, text
-from voidbox_lab.errors import ProviderError, UserError
+from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
+from voidbox_lab.spec import RunRecord
 from voidbox_lab.store import SqliteStore
 from voidbox_lab.store.schema import MIGRATIONS, migrate
 
@@ -19,6 +20,13 @@ class TestSqlite(StoreContract):
     @pytest.fixture
     def place(self, tmp_path: Path) -> Place:
         return "sqlite", tmp_path
+
+    async def spoil(self, place: Place, run: str) -> None:
+        (file,) = place[1].rglob("*.sqlite")
+        sql = """UPDATE runs SET record = replace(record, '"created_at":', '"created":') WHERE id = ?"""
+        with sqlite3.connect(file) as connection:
+            connection.execute(sql, (run,))
+        connection.close()
 
 
 @pytest.mark.anyio
@@ -153,3 +161,39 @@ async def test_the_file_shrinks_when_runs_go(tmp_path: Path) -> None:
     await store.delete_run("r1", force=True)
     await store.aclose()
     assert path.stat().st_size < 1_000_000
+
+
+@pytest.mark.anyio
+async def test_an_event_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "runs.sqlite")
+    await store.create_run("r1", run_spec(), at=0)
+    await store.append("r1", [text("a")])
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("UPDATE events SET body = '{}'")
+    connection.close()
+    with pytest.raises(ProviderError, match="r1") as caught:
+        await store.read_events("r1")
+    assert caught.value.cause == "store"
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_refused_job_makes_nobody_else_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await SqliteStore.open(tmp_path / "runs.sqlite", max_events=2)
+    for run in ("full", "other"):
+        await store.create_run(run, run_spec(), at=0)
+        await store.append(run, [text("a")])
+    with pytest.raises(LimitExceeded):
+        await store.append("full", [text("b")] * 2)
+    loaded: list[str] = []
+    load = store._load
+
+    def counted(connection: sqlite3.Connection, run: str) -> tuple[RunRecord, int]:
+        loaded.append(run)
+        return load(connection, run)
+
+    monkeypatch.setattr(store, "_load", counted)
+    for run in ("full", "other"):
+        assert (await store.append(run, [text("b")]))[0].seq == 2
+    assert loaded == ["full"]
+    await store.aclose()

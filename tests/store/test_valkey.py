@@ -59,6 +59,13 @@ class TestValkey(StoreContract):
     def place(self, url: str, tmp_path: Path) -> Place:
         return url, tmp_path
 
+    async def spoil(self, place: Place, run: str) -> None:
+        store = await ValkeyStore.open(place[0])
+        record = await store._field(run, "record")
+        spoilt = record.replace(b'"created_at":', b'"created":')
+        await store._link.call("HSET", store._run(run), "record", spoilt)
+        await store.aclose()
+
 
 async def test_acknowledged_events_survive_the_servers_kill_9(serve: Callable[..., Server]) -> None:
     """And an open store goes on with the next server, without being opened again."""

@@ -209,7 +209,10 @@ async def _bury(store: Store, journal: Journal) -> None:
     for record in await store.list_runs(limit=5000, unfinished=True):
         if record.state != "interrupted":
             log.warning("%s was in progress when a daemon died", record.id)
-            await interrupt(journal, record, trouble)
+            try:
+                await interrupt(journal, record, trouble)
+            except VoidboxError as e:  # one bad run keeps nobody else from working
+                log.error("%s cannot be put to rest: %s", record.id, e)
 
 
 def _free_mb(backend: Backend) -> int | None:

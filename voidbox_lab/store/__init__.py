@@ -1,7 +1,7 @@
 """Runs, events and artifacts, kept: one contract (`Store`), in SQLite, in a directory, or on a Valkey server."""
 
 from voidbox_lab.store.artifacts import Artifacts
-from voidbox_lab.store.contract import MAX_EVENT_BYTES, MAX_EVENTS_PER_RUN, Entry, Store
+from voidbox_lab.store.contract import MAX_EVENT_BYTES, MAX_EVENTS_PER_RUN, Entry, Store, is_vital
 from voidbox_lab.store.directory import DirectoryStore
 from voidbox_lab.store.fold import apply, is_unpriced, new_record, rebuild
 from voidbox_lab.store.opening import open_store
@@ -19,6 +19,7 @@ __all__ = [
     "Store",
     "apply",
     "is_unpriced",
+    "is_vital",
     "new_record",
     "open_store",
     "prune",

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from pydantic_core import PydanticSerializationError
 
-from voidbox_lab.errors import LimitExceeded, UserError
+from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
 from voidbox_lab.spec import RunRecord, RunSpec
 from voidbox_lab.spec.base import Frozen
-from voidbox_lab.spec.events import Body, Event, RunChanged, StageChanged
+from voidbox_lab.spec.events import Body, Event
 from voidbox_lab.store import fold
-from voidbox_lab.store.contract import MAX_EVENT_BYTES, MAX_PAGE, MAX_SPEC_BYTES, Entry
+from voidbox_lab.store.contract import MAX_EVENT_BYTES, MAX_PAGE, MAX_SPEC_BYTES, Entry, is_vital
 
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEY = re.compile(r"sha256:[0-9a-f]{64}")
@@ -135,11 +135,11 @@ def number(
     """`entries` as events behind number `last`, and `record` after them (the same object if none touched it).
 
     Raises:
-        LimitExceeded: more than `max_events`, except changes of state.
+        LimitExceeded: more than `max_events`, except of what `is_vital`.
     """
     events = []
     for seq, entry in enumerate(entries, start=last + 1):
-        if seq > max_events and not isinstance(entry.body, RunChanged | StageChanged):
+        if seq > max_events and not is_vital(entry.body):
             raise LimitExceeded(
                 f"The run {record.id} has {max_events} events, the most a run may have.",
                 limit="events",
@@ -168,3 +168,8 @@ def taken(run: str) -> UserError:
 def unended(run: str) -> UserError:
     """The run goes on and is not to be deleted."""
     return UserError(f"The run {run} has not ended; cancel it before you delete it.", cause="run-not-ended")
+
+
+def damaged(run: str, where: object) -> ProviderError:
+    """What is kept of the run is not what this release writes."""
+    return ProviderError(f"The run {run} in {where} is not as this release writes it; delete it.", cause="store")

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from voidbox_lab.spec import RunRecord, RunSpec
-from voidbox_lab.spec.events import Body, Event
+from voidbox_lab.spec.events import Body, Event, ModelCall, RunChanged, StageChanged
 
 MAX_EVENT_BYTES = 512 * 1024
 """Largest event body, as UTF-8 JSON."""
 MAX_EVENTS_PER_RUN = 2_000_000
-"""Most events of a run; changes of state are taken beyond it, so that a run can always end."""
+"""Most events of a run; what `is_vital` is taken beyond it, so that a run can always end and is metered."""
 MAX_SPEC_BYTES = 64 << 20
 """Largest run spec, as UTF-8 JSON."""
 MAX_PAGE = 5000
@@ -35,6 +35,11 @@ class Entry:
     stage: str | None
     at: float
     """UNIX time, seconds."""
+
+
+def is_vital(body: Body) -> bool:
+    """Whether an event is taken whatever the bounds: changes of state, and what has been paid for."""
+    return isinstance(body, RunChanged | StageChanged | ModelCall)
 
 
 class Store(Protocol):
@@ -65,12 +70,19 @@ class Store(Protocol):
         ...
 
     async def list_runs(
-        self, *, limit: int = 100, unfinished: bool = False, before: str | None = None, state: str | None = None
+        self,
+        *,
+        limit: int = 100,
+        unfinished: bool = False,
+        before: str | None = None,
+        state: str | None = None,
+        strict: bool = False,
     ) -> list[RunRecord]:
         """Newest first (by `created_at`, then in order of creation), at most `limit` (capped at `MAX_PAGE`).
 
         `before`, a run's id: only runs older than that one, so that the last id of a page asks for the next.
-        Only those without an end if `unfinished`; only those in `state` if given.
+        Only those without an end if `unfinished`; only those in `state` if given. A run whose record cannot be
+        read is left out, and said so in the log; if `strict` it is a `ProviderError`.
         """
         ...
 

@@ -24,7 +24,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -109,7 +109,13 @@ class DirectoryStore:
         return self._head(run).finished_at is not None
 
     async def list_runs(
-        self, *, limit: int = 100, unfinished: bool = False, before: str | None = None, state: str | None = None
+        self,
+        *,
+        limit: int = 100,
+        unfinished: bool = False,
+        before: str | None = None,
+        state: str | None = None,
+        strict: bool = False,
     ) -> list[RunRecord]:
         """See `Store.list_runs`."""
         self._check_open()
@@ -126,7 +132,7 @@ class DirectoryStore:
                 continue
             if state is None or found.state == state:
                 chosen.append(run)
-        return await self._read(partial(self._records, chosen))
+        return await self._read(partial(self._records, chosen, strict))
 
     async def read_events(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
         """See `Store.read_events`."""
@@ -226,11 +232,17 @@ class DirectoryStore:
         with self._may_go(run):
             return live.record if live else self._dir(run).load()
 
-    def _records(self, runs: Sequence[str]) -> list[RunRecord]:
+    def _records(self, runs: Sequence[str], strict: bool) -> list[RunRecord]:
         records = []
         for run in runs:
-            with suppress(UserError):  # deleted meanwhile
+            try:
                 records.append(self._record(run))
+            except UserError:  # deleted meanwhile
+                continue
+            except (Unreadable, FileNotFoundError) as e:
+                if strict:
+                    raise
+                log.error("left out, as no run that can be read: %s", e)
         return records
 
     def _events(self, run: str, extent: Extent, after: int, limit: int) -> list[Event]:

@@ -48,7 +48,7 @@ async def prune(
 
     Raises:
         UserError: a negative number.
-        ProviderError: cause ``store``; what was deleted before stays deleted.
+        ProviderError: cause ``store``, also for a run that cannot be read; what was deleted before stays deleted.
     """
     if (older_than_s or 0) < 0 or (keep or 0) < 0:
         raise UserError("Runs are kept for a number of seconds, and by a number of runs, that is not negative.")
@@ -63,10 +63,11 @@ async def prune(
         if any_test and old and (keep is None or ended > keep):
             runs.append(record.id)
     deleted = runs if dry_run else [run for run in runs if await _delete(store, run)]
+    # Strictly: nobody knows what a record that cannot be read refers to.
     # Listed before the references are read: of what is uploaded after that, nothing is even looked at.
     candidates = {a.digest: a for a in await artifacts.list() if now - a.modified > YOUNG_S}
     gone = set(deleted)
-    async for record in _all(store) if candidates else _none():
+    async for record in _all(store, strict=True) if candidates else _none():
         if record.id not in gone:
             for digest in _DIGEST.findall(record.model_dump_json()):
                 candidates.pop(digest, None)
@@ -83,12 +84,12 @@ async def _delete(store: Store, run: str) -> bool:
     return True
 
 
-async def _all(store: Store) -> AsyncIterator[RunRecord]:
+async def _all(store: Store, *, strict: bool = False) -> AsyncIterator[RunRecord]:
     """Every run, newest first."""
     seen: list[str] = []
     while True:
         try:
-            page = await store.list_runs(limit=PAGE, before=seen[-1] if seen else None)
+            page = await store.list_runs(limit=PAGE, before=seen[-1] if seen else None, strict=strict)
         except UserError:
             seen.pop()  # that one was deleted meanwhile; its neighbour marks the same place
             continue

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,11 @@ from voidbox_lab.spec.events import BODY, Event, RunChanged
 from voidbox_lab.store import codec, fold
 from voidbox_lab.store.contract import MAX_EVENTS_PER_RUN, Entry
 from voidbox_lab.store.schema import migrate
+from voidbox_lab.store.sqlite_file import connect, mapped, private
 
 T = TypeVar("T")
-Job = tuple[Callable[[sqlite3.Connection], Any], "Future[Any]"]
-BUSY_S = 5.0
-"""How long a statement waits for another process's lock (there should be none)."""
+Job = tuple[str, Callable[[sqlite3.Connection], Any], "Future[Any]"]
+"""The run it is about, what is to be done, and who waits."""
 MAX_QUEUED = 4096
 MAX_READERS = 4
 INCREMENTAL = 2  # https://sqlite.org/pragma.html#pragma_auto_vacuum
@@ -43,13 +43,15 @@ PURGE_SLICE = 10_000
 """Events of a deleted run removed in one write."""
 
 _RECORDS = """
-SELECT spec, record, (
+SELECT id, spec, record, (
     SELECT group_concat(item, ',') FROM (
         SELECT json_quote(name) || ':' || record AS item FROM run_stages WHERE run = runs.id ORDER BY rowid
     )
 ) FROM runs
 """
 """Rows for `_record`. One statement, so that a record is of one moment."""
+
+log = logging.getLogger(__name__)
 
 
 class SqliteStore:
@@ -74,7 +76,7 @@ class SqliteStore:
             ProviderError: cause ``store``: not a database, or not readable and writable.
         """
         self = cls(path, max_events=max_events)
-        with _mapped(path):
+        with mapped(path):
             connection = await to_thread.run_sync(self._first)
         self._writer = threading.Thread(
             target=self._write_loop, args=(connection,), name="voidbox-store", daemon=True
@@ -86,20 +88,21 @@ class SqliteStore:
         """See `Store.create_run`."""
         text = codec.spec_text(spec)
         record = fold.new_record(codec.check_run(run), spec, at=at)
-        return await self._write(partial(self._create, record=record, spec=text))
+        return await self._write(run, partial(self._create, record=record, spec=text))
 
     async def append(self, run: str, entries: Sequence[Entry]) -> list[Event]:
         """See `Store.append`."""
         if not entries:
             return []
-        return await self._write(partial(self._append, run=run, rows=[(e, codec.body_text(e)) for e in entries]))
+        rows = [(e, codec.body_text(e)) for e in entries]
+        return await self._write(run, partial(self._append, run=run, rows=rows))
 
     async def get_run(self, run: str) -> RunRecord:
         """See `Store.get_run`."""
         rows = await self._read(f"{_RECORDS} WHERE id = ?", (run,))
         if not rows:
             raise codec.unknown(run)
-        return _record(rows[0])
+        return self._record(rows[0])
 
     async def has_ended(self, run: str) -> bool:
         """See `Store.has_ended`."""
@@ -109,7 +112,13 @@ class SqliteStore:
         return bool(rows[0][0])
 
     async def list_runs(
-        self, *, limit: int = 100, unfinished: bool = False, before: str | None = None, state: str | None = None
+        self,
+        *,
+        limit: int = 100,
+        unfinished: bool = False,
+        before: str | None = None,
+        state: str | None = None,
+        strict: bool = False,
     ) -> list[RunRecord]:
         """See `Store.list_runs`."""
         # rowid: the order of creation.
@@ -123,7 +132,15 @@ class SqliteStore:
         rows = await self._read(sql, (*values, codec.page(limit)))
         if before is not None and not rows:
             await self._require(before)
-        return [_record(row) for row in rows]
+        records = []
+        for row in rows:
+            try:
+                records.append(self._record(row))
+            except ProviderError as e:
+                if strict:
+                    raise
+                log.error("left out: %s", e)
+        return records
 
     async def read_events(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
         """See `Store.read_events`."""
@@ -133,9 +150,12 @@ class SqliteStore:
         rows = await self._read(sql, (run, run, after, codec.page(limit)))
         if not rows:
             await self._require(run)
-        return [
-            Event(seq=q, run=run, at=at, stage=stage, body=BODY.validate_json(body)) for q, at, stage, body in rows
-        ]
+        try:
+            return [
+                Event(seq=q, run=run, at=at, stage=s, body=BODY.validate_json(body)) for q, at, s, body in rows
+            ]
+        except ValueError as e:  # pydantic's
+            raise codec.damaged(run, self.path) from e
 
     async def count_events(self, run: str) -> int:
         """See `Store.count_events`."""
@@ -147,13 +167,13 @@ class SqliteStore:
 
     async def delete_run(self, run: str, *, force: bool = False) -> None:
         """See `Store.delete_run`. The run is gone at once, its events in slices that let others write between."""
-        await self._write(partial(self._delete, run=run, force=force))
-        while await self._write(partial(_purge, run=run)):
+        await self._write(run, partial(self._delete, run=run, force=force))
+        while await self._write(run, partial(_purge, run=run)):
             pass
 
     async def remember(self, key: str, run: str, stage: str) -> None:
         """See `Store.remember`."""
-        await self._write(partial(_remember, key=codec.check_key(key), run=run, stage=stage))
+        await self._write(run, partial(_remember, key=codec.check_key(key), run=run, stage=stage))
 
     async def recall(self, key: str) -> tuple[str, str] | None:
         """See `Store.recall`."""
@@ -174,8 +194,8 @@ class SqliteStore:
 
     def _first(self) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _private(self.path)
-        connection = _connect(self.path)
+        private(self.path)
+        connection = connect(self.path)
         try:
             # Before the first table, or it has no effect; lets the file shrink when runs are deleted.
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -204,19 +224,19 @@ class SqliteStore:
 
     def _transact(self, connection: sqlite3.Connection, jobs: list[Job]) -> None:
         """All `jobs` in one transaction; a job that fails is undone alone, a commit that fails undoes all."""
-        jobs = [(work, future) for work, future in jobs if future.set_running_or_notify_cancel()]
+        jobs = [job for job in jobs if job[2].set_running_or_notify_cancel()]
         if not jobs:
             return
         done: list[tuple[Future[Any], Any]] = []
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for work, future in jobs:
+            for run, work, future in jobs:
                 connection.execute("SAVEPOINT job")
                 try:
                     result = work(connection)
                 except Exception as e:
                     connection.execute("ROLLBACK TO job")
-                    self._live.clear()
+                    self._live.pop(run, None)
                     future.set_exception(e)
                 else:
                     done.append((future, result))
@@ -226,7 +246,7 @@ class SqliteStore:
             self._live.clear()
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
-            for _, future in jobs:
+            for _, _, future in jobs:
                 if not future.done():
                     future.set_exception(e)
             return
@@ -291,17 +311,24 @@ class SqliteStore:
         if row is None:
             raise codec.unknown(run)
         last = connection.execute("SELECT max(seq) FROM events WHERE run = ?", (run,)).fetchone()[0]
-        return _record(row), last or 0
+        return self._record(row), last or 0
 
-    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _record(self, row: tuple[Any, ...]) -> RunRecord:
+        run, spec, head, stages = row
+        try:
+            return codec.record_of(spec, codec.whole_text(head, stages or ""))
+        except ValueError as e:  # pydantic's
+            raise codec.damaged(run, self.path) from e
+
+    async def _write(self, run: str, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._writer is None:
             raise ProviderError(f"The store {self.path} is closed.", cause="store")
         future: Future[T] = Future()
         try:
-            self._jobs.put_nowait((work, future))
+            self._jobs.put_nowait((run, work, future))
         except queue.Full:
             raise ProviderError(f"The store {self.path} has {MAX_QUEUED} writes waiting.", cause="store") from None
-        with _mapped(self.path):
+        with mapped(self.path):
             return await asyncio.wrap_future(future)
 
     # -- readers --------------------------------------------------------------------------------
@@ -313,7 +340,7 @@ class SqliteStore:
     async def _read(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         if self._writer is None:
             raise ProviderError(f"The store {self.path} is closed.", cause="store")
-        with _mapped(self.path):
+        with mapped(self.path):
             return await to_thread.run_sync(self._query, sql, values)
 
     def _query(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
@@ -321,17 +348,12 @@ class SqliteStore:
             try:
                 connection = self._readers.get_nowait()
             except queue.Empty:
-                connection = _connect(self.path)
+                connection = connect(self.path)
                 connection.execute("PRAGMA query_only = 1")
             try:
                 return connection.execute(sql, values).fetchall()
             finally:
                 self._readers.put(connection)
-
-
-def _record(row: tuple[str, str, str | None]) -> RunRecord:
-    spec, head, stages = row
-    return codec.record_of(spec, codec.whole_text(head, stages or ""))
 
 
 def _purge(connection: sqlite3.Connection, run: str) -> bool:
@@ -354,29 +376,3 @@ def _remember(connection: sqlite3.Connection, key: str, run: str, stage: str) ->
     if not connection.execute("SELECT 1 FROM runs WHERE id = ?", (run,)).fetchone():
         raise codec.unknown(run)
     connection.execute("INSERT OR REPLACE INTO stage_cache (key, run, stage) VALUES (?, ?, ?)", (key, run, stage))
-
-
-def _private(path: Path) -> None:
-    """Make `path` a file of mode 0600; close one that is open to others. SQLite gives -wal and -shm its mode."""
-    # Never opened if it exists: closing it would drop the locks of this process (sqlite.org/howtocorrupt.html).
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
-        with contextlib.suppress(FileNotFoundError):
-            if file.stat().st_mode & 0o077:
-                file.chmod(0o600)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # Autocommit: transactions are written out. Each connection is used by one thread at a time.
-    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-
-
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as e:
-        raise ProviderError(
-            f"The store {path} failed ({e}); check the disk's space and the file's permissions.", cause="store"
-        ) from e

@@ -122,7 +122,13 @@ class ValkeyStore:
         return await self._field(run, "ended") == b"1"
 
     async def list_runs(
-        self, *, limit: int = 100, unfinished: bool = False, before: str | None = None, state: str | None = None
+        self,
+        *,
+        limit: int = 100,
+        unfinished: bool = False,
+        before: str | None = None,
+        state: str | None = None,
+        strict: bool = False,
     ) -> list[RunRecord]:
         """See `Store.list_runs`."""
         which = self._state(state) if state is not None else self._key("open" if unfinished else "runs")
@@ -134,8 +140,14 @@ class ValkeyStore:
         records = []
         for run in runs:
             spec, record = await self._link.call("HMGET", self._run(run), "spec", "record")
-            if spec is not None:  # else it was deleted meanwhile
+            if spec is None:  # deleted meanwhile
+                continue
+            try:
                 records.append(self._record(run, spec, record))
+            except ProviderError as e:
+                if strict:
+                    raise
+                log.error("left out: %s", e)
         return records
 
     async def read_events(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
@@ -249,10 +261,7 @@ class ValkeyStore:
         return event
 
     def _damaged(self, run: str) -> ProviderError:
-        return ProviderError(
-            f"The run {run} in {self._link.address.label} is not as this release writes it; delete it.",
-            cause="store",
-        )
+        return codec.damaged(run, self._link.address.label)
 
     async def _warn(self) -> None:
         """Say so if the server may forget what it was told."""
