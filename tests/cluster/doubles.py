@@ -50,7 +50,7 @@ class WorkerBackend(FakeBackend):
             return [("out", "é".encode() * 500_000)] * 6
         return super().play(name)
 
-    def check(self, box: VoidBoxSpec) -> None:
+    def check(self, box: VoidBoxSpec, *, priced: bool = False) -> None:
         if box.name.startswith("keyless"):
             raise UserError("No KEY is set.", cause="no-key")
 

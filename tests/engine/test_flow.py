@@ -310,6 +310,12 @@ async def test_a_long_answer_is_an_artifact_and_reaches_the_next_stage_whole(lab
         assert (again.stages["a"].cached.run, again.stages["a"].output_file) == (record.id, kept.output_file)
 
 
+async def test_an_answer_of_control_characters_is_an_artifact_too(lab: Any) -> None:
+    async with lab(a=says(result="\x01" * (MAX_OUTPUT - 1))) as it:
+        kept = (await it.run(chain("a"))).stages["a"]
+        assert (kept.state, kept.output_file.size) == ("succeeded", MAX_OUTPUT - 1)
+
+
 async def test_a_pool_bounds_what_is_at_work_at_once(lab: Any) -> None:
     names = [f"s{i}" for i in range(6)]
     spec = RunSpec(stages=tuple(Stage(box=box(n), pool="p") for n in names), pools={"p": 2})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from voidbox_lab.spec import MAX_OUTPUT, InputFile, RunRecord
-from voidbox_lab.store import Artifacts
+from voidbox_lab.store import MAX_EVENT_BYTES, Artifacts
 
 MAX_BYTES = 64 << 20
 """Longest output that is read back, in bytes."""
@@ -21,6 +22,11 @@ class Output:
 
     text: str
     file: InputFile | None = None
+
+
+def _fits(text: str) -> bool:
+    """Whether an event has room for it: a control character takes six bytes in JSON."""
+    return len(json.dumps(text, ensure_ascii=False).encode()) <= MAX_EVENT_BYTES * 3 // 4
 
 
 class Outputs:
@@ -45,9 +51,10 @@ class Outputs:
         JSON of ours could hold, are replaced."""
         data = text.encode(errors="replace")
         text = data.decode()
-        if len(text) <= MAX_OUTPUT:
+        if len(text) <= MAX_OUTPUT and _fits(text):
             return Output(text)
-        return Output(text[:MAX_OUTPUT], await self._artifacts.put(data))
+        head = text[:MAX_OUTPUT]
+        return Output(head if _fits(head) else head[: MAX_EVENT_BYTES // 8], await self._artifacts.put(data))
 
     async def of(self, stages: Iterable[str]) -> dict[str, str]:
         """The whole outputs of those of `stages` that have one.

@@ -97,7 +97,7 @@ class Runner:
             writers = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(writers.cancel_scope.cancel)
             writers.start_soon(journal.serve)
-            stack.push_async_callback(journal.flush)
+            stack.push_async_callback(_flush_last, journal)
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(self._tasks.cancel_scope.cancel)
             yield self
@@ -255,7 +255,7 @@ class Runner:
             self.journal.post(run, record.stage, record.body)
         if records:
             # Durable before anything follows from it, and before anybody is told.
-            await self.journal.flush()
+            await self.journal.flush(run)
         for record in records:
             if isinstance(record.body, StageChanged) and record.stage is not None:
                 await self._counted(run, active, record.stage, record.body)
@@ -364,7 +364,7 @@ class Runner:
         with anyio.move_on_after(GIVE_UP_S, shield=True):
             while True:
                 try:
-                    await self.journal.flush()
+                    await self.journal.flush(run)
                     if not posted:
                         record = await self.store.get_run(run)
                         posted = True
@@ -373,6 +373,13 @@ class Runner:
                 except VoidboxError as e:
                     log.error("%s cannot be ended in the store yet: %s", run, e)
                     await anyio.sleep(0.5)
+
+
+async def _flush_last(journal: Journal) -> None:
+    try:
+        await journal.flush()
+    except VoidboxError as e:
+        log.error("events were lost with the end of the daemon: %s", e)
 
 
 async def _later(active: _Active, seconds: float, given: m.Input) -> None:
