@@ -1,8 +1,8 @@
-"""What boxes cost, measured beside what they cannot cost less than: `voidbox bench`.
+"""What boxes, engine and API cost, measured beside what they cannot cost less than: `voidbox bench`.
 
 Every figure stands next to a *floor* taken in the same run, on the same machine, with the same neighbours: bare
 QEMU for a start, a spawn timed inside the guest for a command, a raw vsock echo for a request, a plain copy for a
-file.
+file, the bare appends for a stage, prepared bytes for a reader of events.
 What travels between machines is the ratio. Never used by tests to assert a time.
 """
 

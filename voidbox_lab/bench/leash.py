@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import anyio
 from anyio.to_thread import run_sync
@@ -25,8 +25,18 @@ _running: set[subprocess.Popen[bytes]] = set()
 
 
 @contextmanager
-def leashed(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The process `argv`, silent, killed at the end; and by the kernel when the thread that started it dies."""
+def leashed(
+    argv: Sequence[str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | None = None,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The process `argv`, silent, killed at the end; and by the kernel when the thread that started it dies.
+
+    The rest as in `subprocess.Popen`.
+    """
     parent = os.getpid()
 
     def tie() -> None:
@@ -37,8 +47,10 @@ def leashed(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
 
     with subprocess.Popen(
         argv,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=env,
         preexec_fn=tie,  # noqa: PLW1509, RUF100 - see `tie`
     ) as process:
         _running.add(process)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from voidbox_lab.errors import TroubleKind
 
-Unit = Literal["s", "MB", "% of a core"]
+Unit = Literal["s", "MB", "% of a core", "events", "events/s"]
 
 
 @dataclass(frozen=True)

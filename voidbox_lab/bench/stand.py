@@ -1,12 +1,15 @@
-"""Where measurements are made: settings apart from the user's daemon, one libvirt, a directory in a tmpfs."""
+"""Where measurements are made: with boxes, apart from the user's daemon, with one libvirt and a directory in a
+tmpfs; without any, in a directory on the disk."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +22,11 @@ from voidbox_lab.settings import Settings
 
 
 @dataclass(frozen=True)
-class Stand:
-    """One run's surroundings."""
+class Desk:
+    """Surroundings of what needs no box."""
 
-    settings: Settings
-    hypervisor: Hypervisor
     work: Path
-    memory_mb: int
+    """Empty at the beginning of each measurement."""
     effort: float
     """What the numbers of samples are multiplied by."""
 
@@ -34,9 +35,29 @@ class Stand:
         return max(1, round(usual * self.effort))
 
     def clear(self) -> None:
-        """Empty `work` for the next measurement: what lies there is memory. Blocking."""
+        """Empty `work` for the next measurement. Blocking."""
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(exist_ok=True)
+
+    def machine(self) -> dict[str, Any]:
+        """What the figures are from."""
+        return {
+            "platform": platform.platform(),
+            "cpus": len(os.sched_getaffinity(0)),
+            "memory_mb": total_memory_mb(),
+            "python": platform.python_version(),
+            "sqlite": sqlite3.sqlite_version,
+            "load_1m": round(os.getloadavg()[0], 2),
+        }
+
+
+@dataclass(frozen=True)
+class Stand(Desk):
+    """Surroundings of what needs boxes. What lies in `work` is memory."""
+
+    settings: Settings
+    hypervisor: Hypervisor
+    memory_mb: int
 
     @asynccontextmanager
     async def boxes(self, *, warm: Literal["auto", "off"] = "auto", spares: int = 0) -> AsyncIterator[Boxes]:
@@ -47,15 +68,18 @@ class Stand:
     def machine(self) -> dict[str, Any]:
         """What the figures are from."""
         return {
-            "platform": platform.platform(),
-            "cpus": len(os.sched_getaffinity(0)),
-            "memory_mb": total_memory_mb(),
-            "python": platform.python_version(),
+            **super().machine(),
             "qemu": self.hypervisor.qemu_version,
             "libvirt": self.hypervisor.libvirt_version,
-            "load_1m": round(os.getloadavg()[0], 2),
             "guest_memory_mb": self.memory_mb,
         }
+
+
+@contextmanager
+def desk(effort: float) -> Iterator[Desk]:
+    """A desk in a temporary directory (``TMPDIR``), which is removed in the end."""
+    with tempfile.TemporaryDirectory(prefix="vb-bench-") as root:
+        yield Desk(Path(root), effort)
 
 
 @asynccontextmanager
@@ -73,6 +97,6 @@ async def stand(memory_mb: int, effort: float) -> AsyncIterator[Stand]:
         hypervisor = await Hypervisor.open(settings)
         try:
             await hypervisor.sweep()
-            yield Stand(settings, hypervisor, work, memory_mb, effort)
+            yield Stand(work, effort, settings, hypervisor, memory_mb)
         finally:
             await hypervisor.aclose()

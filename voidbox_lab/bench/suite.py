@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 
 from anyio.to_thread import run_sync
 
-from voidbox_lab.bench import first_request, inside, starts
+from voidbox_lab.bench import engine, first_request, inside, million, readers, starts
 from voidbox_lab.bench.samples import Failure, Figure, Report
-from voidbox_lab.bench.stand import Stand, stand
+from voidbox_lab.bench.stand import Desk, Stand, desk, stand
 from voidbox_lab.errors import UserError, VoidboxError
 
 log = logging.getLogger(__name__)
 
 Measure = Callable[[Stand], Awaitable[list[Figure]]]
+
+AtDesk = Callable[[Desk], Awaitable[list[Figure]]]
 
 MEASURES: dict[str, Measure] = {
     "cold": starts.cold,
@@ -27,9 +30,16 @@ MEASURES: dict[str, Measure] = {
     "agent": first_request.default_agent,
     "claude-code": first_request.claude_code,
 }
-NAMES = tuple(MEASURES)
-USUAL = tuple(name for name in NAMES if name != "claude-code")
-"""What is measured unless something is asked for by name: claude-code is a download of 100 MB."""
+BOXLESS: dict[str, AtDesk] = {
+    "engine": engine.overhead,
+    "readers": readers.following,
+    "million": million.looks,
+}
+"""What needs no box and so no libvirt: it runs anywhere."""
+NAMES = (*MEASURES, *BOXLESS)
+USUAL = tuple(name for name in NAMES if name not in {"claude-code", "million"})
+"""What is measured unless something is asked for by name: claude-code is a download of 100 MB, and a million
+events take minutes."""
 
 
 async def run(
@@ -45,22 +55,30 @@ async def run(
 
     Raises:
         UserError: a name is not known.
-        Unavailable: this machine lacks what boxes need.
+        Unavailable: this machine lacks what boxes need, and they are needed.
     """
-    for name in names:
-        if name not in MEASURES:
+    chosen = names or USUAL
+    for name in chosen:
+        if name not in MEASURES and name not in BOXLESS:
             raise UserError(f"There is no benchmark {name!r}; there are {', '.join(NAMES)}.")
-    async with stand(memory_mb, effort) as here:
-        report = Report(here.machine())
-        for name in names or USUAL:
+    async with AsyncExitStack() as stack:
+        table = stack.enter_context(desk(effort))
+        boxes = await stack.enter_async_context(stand(memory_mb, effort)) if set(chosen) & set(MEASURES) else None
+        report = Report((boxes or table).machine())
+        for name in chosen:
             try:
-                figures = await MEASURES[name](here)
+                if boxes is not None and name in MEASURES:
+                    figures = await MEASURES[name](boxes)
+                else:
+                    figures = await BOXLESS[name](table)
             except Exception as error:
                 report.failures.append(failure(name, error))
             else:
                 report.figures += figures
                 told(name, figures)
-            await run_sync(here.clear)
+            for place in (boxes, table):
+                if place is not None:
+                    await run_sync(place.clear)
     return report
 
 

@@ -1,4 +1,4 @@
-"""``voidbox bench``: what boxes cost on this machine, each figure beside its floor from the same run."""
+"""``voidbox bench``: what boxes, engine and API cost on this machine, each figure beside its floor."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="What to measure; all but claude-code by default.", show_default=False),
+        typer.Argument(help="What to measure; all but claude-code and million by default.", show_default=False),
     ] = None,
     memory: Annotated[int, typer.Option(help="Guest memory in MB.")] = 256,
     effort: Annotated[float, typer.Option(help="Times the usual number of samples.")] = 1.0,
     save: Annotated[Path | None, typer.Option(help="Write raw samples to this file, as JSON.")] = None,
     json: Json = False,
 ) -> None:
-    """Measure starts, commands, files and footprint of boxes; about five minutes under TCG.
+    """Measure starts, commands, files and footprint of boxes, the engine and the API; about six minutes under TCG.
 
-    Takes no boxes from the daemon, but leave the machine alone meanwhile. Exit code 0 whatever the figures are;
-    what could not be measured is named at the end, and the first such gives the exit code. JSON has raw samples.
+    engine, readers and million need no box and run anywhere. Takes no boxes from the daemon, but leave the machine
+    alone meanwhile. Exit code 0 whatever the figures are; what could not be measured is named at the end, and the
+    first such gives the exit code. JSON has raw samples.
     """
     from voidbox_lab import bench as benches  # costs 0.3 s
 
@@ -95,5 +96,7 @@ def _value(value: float, unit: str) -> str:
     if math.isnan(value):
         return "-"
     if unit != "s":
-        return f"{value:.1f} {unit}"
+        return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.1f} {unit}"
+    if value < 0.0005:
+        return f"{value * 1e6:.1f} µs"
     return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
