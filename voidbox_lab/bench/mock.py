@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from voidbox_lab import agents
 from voidbox_lab.agents import AgentResult
 from voidbox_lab.agents.command import Command
-from voidbox_lab.engine import Host, Journal, StageJob
+from voidbox_lab.engine import Host, StageJob
 from voidbox_lab.engine.stage import NoSession
 from voidbox_lab.errors import BoxLost, Unavailable, UserError
 from voidbox_lab.settings import Settings
@@ -213,7 +213,7 @@ class MockBackend(MockBoxes):
     def add_keys(self, keys: Mapping[str, str]) -> None:
         """Nothing here has a model."""
 
-    def check(self, box: VoidBoxSpec) -> None:
+    def check(self, box: VoidBoxSpec, *, priced: bool = False) -> None:
         """Commands alone."""
         if box.command is None:
             raise UserError("A daemon over boxes in memory runs commands only.")
@@ -232,6 +232,6 @@ class MockBackend(MockBoxes):
 
 
 @asynccontextmanager
-async def mock_backend(_settings: Settings, _journal: Journal) -> AsyncIterator[MockBackend]:
+async def mock_backend(_settings: Settings) -> AsyncIterator[MockBackend]:
     """See `daemon.backend.MakeBackend`."""
     yield MockBackend()

@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from voidbox_lab.bench.mock import MockBackend
 from voidbox_lab.daemon.routes.runs import PAGE
 from voidbox_lab.daemon.serve import main
-from voidbox_lab.engine import Journal
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec.events import AgentText, Event
 
@@ -50,7 +49,7 @@ async def _prepared(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def _backend(_settings: Settings, _journal: Journal) -> AsyncIterator[MockBackend]:
+async def _backend(_settings: Settings) -> AsyncIterator[MockBackend]:
     yield _Streaming()
 
 
