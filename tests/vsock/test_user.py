@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -61,10 +62,11 @@ async def test_device_killed_during_a_connect_is_a_lost_box(transport: UserTrans
 
 
 async def test_cancelled_connect_leaves_no_descriptor(transport: UserTransport) -> None:
+    gc.collect()  # what earlier tests left to the collector is not to be counted, nor to go meanwhile
     before = len(list(Path("/proc/self/fd").iterdir()))
     with anyio.move_on_after(0.1):
         await transport.connect(5, 10)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 async def test_ports_are_checked_and_taken_once(transport: UserTransport) -> None:
