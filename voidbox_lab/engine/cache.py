@@ -58,16 +58,20 @@ class StageCache:
         self._last: RunRecord | None = None
         """The run of the last hit: a run's stages mostly have their results from one."""
 
-    async def key(self, job: StageJob) -> str | None:
-        """The key of `job`; None if it has none: with a volume it reads what is not in its spec, and leaves more
-        than its answer."""
+    async def identity(self, job: StageJob) -> str | None:
+        """What `job` would run on now; None if its result is not to be kept: with a volume it reads what is not in
+        its spec, and leaves more than its answer."""
         if job.box.volumes:
             return None
         try:
-            identity = await self._identify(job.box)
+            return await self._identify(job.box)
         except VoidboxError as e:
             log.debug("%s/%s has no key: %s", job.run, job.box.name, e)
             return None
+
+    @staticmethod
+    def key(job: StageJob, identity: str) -> str:
+        """The key of `job` on what is known by `identity`."""
         stage = job.stage
         return digest_json(
             {

@@ -202,14 +202,10 @@ class Runner:
             )
         for stage in spec.stages:
             self._executor.check(stage)
-        for name, file in {f"{s.box.name}/{n}": f for s in spec.stages for n, f in s.inputs.items()}.items():
-            await self._check_input(name, file.digest)
-        for name, file in spec.inputs.items():
-            await self._check_input(name, file.digest)
-
-    async def _check_input(self, name: str, digest: str) -> None:
-        if not await self.artifacts.has(digest):
-            raise UserError(f"The input {name!r} ({digest}) was not uploaded; upload it first.")
+        files = {f"{s.box.name}/{n}": f for s in spec.stages for n, f in s.inputs.items()} | spec.inputs
+        for name, file in files.items():
+            if not await self.artifacts.has(file.digest):
+                raise UserError(f"The input {name!r} ({file.digest}) was not uploaded; upload it first.")
 
     async def _told(self, run: str, given: m.Input) -> RunRecord:
         if active := self._active.get(run):
@@ -298,7 +294,8 @@ class Runner:
     async def _attempt(self, run: str, active: _Active, stage: Stage) -> m.Ended:
         name = stage.box.name
         job = await self._job(run, active, stage)
-        key = await self._cache.key(job)
+        identity = await self._cache.identity(job)
+        key = None if identity is None else self._cache.key(job, identity)
         if key is not None and not active.spec.fresh and (hit := await self._hit(key)):
             active.brought[name] = Output(hit.output, hit.output_file), None
             return m.Ended(name, "succeeded", hit.output, hit.output_file, hit.source)
@@ -326,7 +323,7 @@ class Runner:
         if clock.cancelled_caught:
             return m.Ended(name, "failed", trouble=verdicts.time_up(stage.box.budget, name))
         # Also of a run that would take no earlier result; not if the image was built anew while it waited or ran.
-        same = key is not None and key == await self._cache.key(job)
+        same = key is not None and identity == await self._cache.identity(job)
         active.brought[name] = output, key if same else None
         return m.Ended(name, "succeeded", output.text, output.file)
 
