@@ -97,10 +97,8 @@ class VoidBox(Composable):
             concurrency: most that are at work at once, room permitting.
 
         Raises:
-            UserError: no items, too many, or one without a JSON form.
+            UserError: no items, too many, one without a JSON form, or a concurrency below 1.
         """
-        if concurrency < 1:
-            raise UserError(f"A concurrency of {concurrency} lets nothing run; give 1 or more.")
         data = [item_bytes(value) for value in _values(items)]
         files = [item_file(d) for d in data]
         blobs = {f.digest: d for f, d in zip(files, data, strict=True)}
