@@ -99,6 +99,9 @@ class Settings:
     """`VOIDBOX_TOKEN`: what `daemon` asks for."""
     token_from: Path | None = None
     """`VOIDBOX_TOKEN_FILE`: a private file that holds it."""
+    insecure_registries: tuple[str, ...] = ()
+    """`VOIDBOX_INSECURE_REGISTRIES`: registries, as ``HOST`` or ``HOST:PORT``, that are spoken to without TLS, or
+    with certificates that nobody vouches for. Those of this machine always are."""
     boot_log: Path | None = None
     """`VOIDBOX_BOOT_LOG`: every box that boots appends a line of JSON there, so that a test run or an
     administrator can count what really booted."""
@@ -146,6 +149,7 @@ class Settings:
             daemon=_url(env["VOIDBOX_DAEMON"]) if env.get("VOIDBOX_DAEMON") else None,
             token=env.get("VOIDBOX_TOKEN") or None,
             token_from=Path(env["VOIDBOX_TOKEN_FILE"]).expanduser() if env.get("VOIDBOX_TOKEN_FILE") else None,
+            insecure_registries=_registries(env),
             boot_log=Path(env["VOIDBOX_BOOT_LOG"]) if env.get("VOIDBOX_BOOT_LOG") else None,
         )
 
@@ -310,6 +314,19 @@ def _scheduler(env: dict[str, str]) -> str | None:
 
 
 _SCHEDULER = re.compile(r"dask:(?:tcp|tls)://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[0-9]{1,5}")
+
+
+def _registries(env: dict[str, str]) -> tuple[str, ...]:
+    found = tuple(filter(None, (word.strip() for word in env.get("VOIDBOX_INSECURE_REGISTRIES", "").split(","))))
+    for name in found:
+        if not _REGISTRY.fullmatch(name):
+            raise UserError(
+                f"VOIDBOX_INSECURE_REGISTRIES names {name[:100]!r}, which is no HOST or HOST:PORT; mend it."
+            )
+    return found
+
+
+_REGISTRY = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}(:[0-9]{1,5})?")
 
 
 def _store(env: dict[str, str]) -> str:

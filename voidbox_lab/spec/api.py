@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, TypeAdapter, model_validator
 
 from voidbox_lab.spec.base import Frozen, Name, Spec
+from voidbox_lab.spec.hostmount import HostMounts
 from voidbox_lab.spec.policy import Policy
 from voidbox_lab.spec.run import BoxFacts, RunState
 from voidbox_lab.spec.voidbox import MIN_MEMORY_MB
@@ -77,6 +78,8 @@ class ExecRequest(Spec):
     """Base64."""
     policy: Policy = Policy()
     volumes: Mounts = ()
+    mounts: HostMounts = ()
+    """What it changed in a writable one is brought back if it ends with exit code 0."""
 
 
 MAX_SHELL_MESSAGE = 64 * 1024
@@ -99,12 +102,14 @@ class ShellRequest(Spec):
     """Nothing: the agent's login shell, or /bin/sh if the image lacks that."""
     run: str | None = Field(None, min_length=1, max_length=200)
     stage: str | None = Field(None, min_length=1, max_length=200)
-    """With `run`: in the box of this stage, as it is. The next five are for a fresh box alone."""
+    """With `run`: in the box of this stage, as it is. The next six are for a fresh box alone."""
     memory_mb: int = Field(512, ge=MIN_MEMORY_MB, le=1 << 20)
     vcpus: int = Field(1, ge=1, le=64)
     image: Name = "default"
     policy: Policy = Policy()
     volumes: Mounts = ()
+    mounts: HostMounts = ()
+    """What was changed in a writable one is brought back when the program ends, however it does."""
     env: dict[str, str] = Field(default_factory=dict, max_length=256)
     cwd: str = "/workspace"
     rows: int = Field(24, ge=1, le=4096)

@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from voidbox_lab.spec.base import Frozen
+from voidbox_lab.spec.file import InputFile
 from voidbox_lab.spec.model import ModelSource
-from voidbox_lab.spec.run import BoxFacts, CachedFrom, InputFile, RunState, StageState, Tokens, Trouble
+from voidbox_lab.spec.run import BoxFacts, CachedFrom, RunState, StageState, Tokens, Trouble
+from voidbox_lab.spec.skill import RelativePath
 
 MAX_TEXT = 64 * 1024
 """Longest text in one event, in characters; longer ones are split or cut by the producer, visibly."""
@@ -36,6 +38,8 @@ class StageChanged(Frozen):
     output: str | None = None
     output_file: InputFile | None = None
     """The whole output, where `output` is only its beginning."""
+    files: dict[RelativePath, InputFile] = Field(default_factory=dict)
+    """On success: what it left in ``/workspace/output``."""
     attempt: int | None = None
     """The number of the attempt that begins, from 1 on."""
     cached: CachedFrom | None = None
@@ -141,6 +145,68 @@ class Telemetry(Frozen):
     top: tuple[TopProcess, ...] = Field((), max_length=10)
 
 
+class Denied(Frozen):
+    """The policy forbade something, and it did not happen; the agent was told."""
+
+    type: Literal["denied"] = "denied"
+    rule: str = Field(max_length=100)
+    """The rule's name: a field of the policy, and in it what was hit: ``commands``, ``syscalls.ptrace``,
+    ``write``, ``caps.pids``, ``egress``."""
+    subject: str = Field(max_length=1000)
+    """What it was about: a path, a system call, HOST:PORT."""
+    message: str = Field(max_length=1000)
+    """In one sentence, with what to do."""
+    program: str = Field("", max_length=64)
+    """The program that tried, by the name it gave itself (comm)."""
+    count: int = Field(1, ge=1)
+    """How often within a moment: repetitions are told together."""
+
+
+class Egress(Frozen):
+    """A connection that left the box, or was to: sent at its end."""
+
+    type: Literal["egress"] = "egress"
+    host: str = Field(max_length=300)
+    """As the guest named it."""
+    port: int
+    verdict: Literal["allowed", "denied", "failed"]
+    """``failed``: allowed, but the other side could not be reached."""
+    rule: str = Field("", max_length=320)
+    """The pattern or profile that decided."""
+    address: str | None = None
+    """The IP address it went to."""
+    bytes_out: int = 0
+    """From the box."""
+    bytes_in: int = 0
+    duration_s: float = 0.0
+    reason: str = Field("", max_length=1000)
+    """Why it was denied, failed, or was ended, in one sentence."""
+    tool_call: str | None = None
+    """The tool call that was open, where just one was."""
+
+
+class FileKept(Frozen):
+    """A file that the stage left in ``/workspace/output`` is an artifact now."""
+
+    type: Literal["file"] = "file"
+    path: RelativePath
+    file: InputFile
+
+
+class Mounted(Frozen):
+    """A folder of the host is in the box; or, at the end, what was changed there is back."""
+
+    type: Literal["mount"] = "mount"
+    mount: str
+    """As `HostMount` is written."""
+    how: Literal["copy", "virtiofs"]
+    direction: Literal["in", "out"]
+    files: int
+    bytes: int
+    digest: str
+    """Of the list of all files with their digests, in canonical JSON."""
+
+
 class Notice(Frozen):
     """Something the user should read that is not a failure."""
 
@@ -160,6 +226,10 @@ Body = Annotated[
     | AgentLog
     | ModelCall
     | Telemetry
+    | Denied
+    | Egress
+    | FileKept
+    | Mounted
     | Notice,
     Field(discriminator="type"),
 ]

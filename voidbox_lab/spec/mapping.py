@@ -9,9 +9,10 @@ from typing import Any
 
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec.digest import digest_bytes
+from voidbox_lab.spec.file import InputFile
 from voidbox_lab.spec.merge import Merge
 from voidbox_lab.spec.pipeline import Pipeline
-from voidbox_lab.spec.run import MAX_STAGES, InputFile
+from voidbox_lab.spec.run import MAX_STAGES
 from voidbox_lab.spec.validate import validated
 from voidbox_lab.spec.voidbox import VoidBoxSpec
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec.budget import Budget
+from voidbox_lab.spec.file import InputFile
 from voidbox_lab.spec.merge import Merge, Reducer
-from voidbox_lab.spec.run import InputFile, RunSpec, Stage
+from voidbox_lab.spec.run import RunSpec, Stage
 from voidbox_lab.spec.validate import validated
 from voidbox_lab.spec.voidbox import VoidBoxSpec
 

@@ -1,17 +1,45 @@
-"""What a stage may do: programs it may execute, resources it may use, ways out of its box."""
+"""What a stage may do: programs and files, system calls, resources, ways out of its box."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from voidbox_lab.spec.base import Spec
-
-Network = Literal["none"]
-"""Ways out besides the model. Only ``none`` so far: the box has no network card."""
+from voidbox_lab.spec.egress import MAX_PATTERNS, EgressLimits, EgressPattern, Network, parse_destination
+from voidbox_lab.spec.validate import validated
 
 ExecName = Annotated[str, Field(pattern=r"^[\w.+/@-]+$", max_length=255)]
+SyscallGroup = Literal[
+    "af-vsock",
+    "bpf",
+    "kernel-modules",
+    "kexec",
+    "keyrings",
+    "memfd",
+    "mount",
+    "namespaces",
+    "packet-sockets",
+    "perf",
+    "ptrace",
+    "reboot",
+    "time",
+    "userfaultfd",
+]
+"""System calls that agents are denied, by what they are for; `voidbox_guest.seccomp` has the calls of each."""
+
+
+def _guest_path(path: str) -> str:
+    parts = path.removesuffix("/").split("/")[1:]
+    if not path.startswith("/") or any(part in {"", ".", ".."} for part in parts):
+        raise ValueError(f"{path!r} is not an absolute path in the box without '.' or '..', such as /workspace")
+    return path.removesuffix("/") or "/"
+
+
+GuestPath = Annotated[str, Field(max_length=1024, pattern=r"^/[^\x00-\x1f]*$"), AfterValidator(_guest_path)]
+"""A file, or a directory with all below it."""
 
 
 class Rlimits(Spec):
@@ -27,12 +55,82 @@ class Rlimits(Spec):
     """RLIMIT_CORE in MiB."""
 
 
+class Caps(Spec):
+    """Bounds on all processes of the agent together, as a control group of theirs (cgroups(7), v2)."""
+
+    memory_mb: int | None = Field(None, ge=16, le=1 << 20)
+    """memory.max in MiB; None: all of the box's but what its kernel and guest agent need."""
+    pids: int = Field(512, ge=8, le=8192)
+    """pids.max: processes and threads."""
+    cpus: float | None = Field(None, gt=0, le=64)
+    """cpu.max, in CPUs; None: all of the box's."""
+
+
 class Policy(Spec):
     """The policy of a stage. The defaults are safe; loosening is explicit and recorded."""
 
     network: Network = "none"
+    egress: tuple[EgressPattern, ...] = Field((), max_length=MAX_PATTERNS)
+    """``HOST:PORT`` patterns: what ``allowlist`` allows; and, for every profile but ``none``, the private
+    addresses that may be reached, each named as an address or a range."""
+    egress_limits: EgressLimits = EgressLimits()
     commands: tuple[ExecName, ...] | None = None
     """Programs the agent and all its children may execute: names looked up on the guest's PATH, or
     absolute paths; a path that ends in ``/`` allows everything below it. None: all of the image's own
-    programs (``/usr/``), and nothing that the agent wrote itself."""
+    programs, and nothing that the agent wrote itself."""
+    read: tuple[GuestPath, ...] | None = Field(None, max_length=64)
+    """Files and directories the agent may read, besides programs, libraries and its own directories; None: all
+    that its user may."""
+    write: tuple[GuestPath, ...] | None = Field(None, max_length=64)
+    """Files and directories the agent may write; None: its own (``/workspace``, ``/home/agent``, ``/tmp``,
+    ``/var/tmp``), and volumes and mounts that are not read-only."""
+    syscalls: tuple[SyscallGroup, ...] = ()
+    """Groups of dangerous system calls that are allowed nevertheless."""
     rlimits: Rlimits = Rlimits()
+    caps: Caps = Caps()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Policy:
+        if self.egress and self.network == "none":
+            raise ValueError(
+                "egress names hosts, but the network is 'none'; set network to 'allowlist' to allow just those"
+            )
+        if self.network == "allowlist" and not self.egress:
+            raise ValueError(
+                "the network is 'allowlist', but egress names no host; add some, such as pypi.org:443"
+            )
+        return self
+
+    @classmethod
+    def allow(cls, *destinations: str, **fields: Any) -> Policy:
+        """A policy whose network is an allowlist of these, ``HOST:PORT`` each; `fields` are its others.
+
+        Raises:
+            UserError: one is not HOST:PORT, or a value is out of range.
+        """
+        return validated(cls, network="allowlist", egress=destinations, **fields)
+
+    @property
+    def loosened(self) -> tuple[str, ...]:
+        """In what it is looser than the default, in words; nothing for a safe policy."""
+        found = [] if self.network == "none" else [f"network {self.network}"]
+        if self.network != "none" and self.network != "allowlist":
+            found += [f"private addresses {e}" for e in self.egress if parse_destination(e).network is not None]
+        found += [f"system calls {group}" for group in sorted(self.syscalls)]
+        found += [f"execution of files in {c}" for c in self.commands or () if _writable(c)]
+        if self.write is not None:
+            found += [f"writing to {path}" for path in self.write if not _writable(path)]
+        for name, most in Rlimits().model_dump().items():
+            if getattr(self.rlimits, name) > most:
+                found.append(f"rlimit {name} {getattr(self.rlimits, name)}")
+        if self.caps.pids > Caps().pids:
+            found.append(f"{self.caps.pids} processes")
+        return tuple(found)
+
+
+AGENT_DIRECTORIES = ("/workspace", "/home/agent", "/tmp", "/var/tmp")  # noqa: S108 - in the guest
+"""What the agent may write to unless told otherwise."""
+
+
+def _writable(path: str) -> bool:
+    return bool(re.match(rf"({'|'.join(AGENT_DIRECTORIES)})(/|$)", path))

@@ -10,8 +10,10 @@ from pydantic import FailFast, Field, model_validator
 from voidbox_lab.errors import CommandFailed, TroubleKind
 from voidbox_lab.spec.base import Frozen, Name, Spec
 from voidbox_lab.spec.budget import Budget
+from voidbox_lab.spec.file import InputFile, check_file_name
 from voidbox_lab.spec.merge import Merge, merged
 from voidbox_lab.spec.model import ModelSource
+from voidbox_lab.spec.skill import RelativePath
 from voidbox_lab.spec.voidbox import VoidBoxSpec
 
 StageState = Literal[
@@ -40,13 +42,6 @@ AT_REST: frozenset[str] = TERMINAL | {"interrupted"}
 MAX_STAGES = 4096
 
 
-class InputFile(Frozen):
-    """A file that goes into ``/workspace/input``; its bytes are an artifact with this digest."""
-
-    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-    size: int = Field(ge=0)
-
-
 class Stage(Spec):
     """A place in a run: a box, the stages whose output it needs, and how those become its input."""
 
@@ -71,7 +66,9 @@ class Stage(Spec):
         if self.stdin_from is not None and self.box.command is None:
             raise ValueError(f"stage {name!r} is an agent; only a command has a standard input to be given")
         _check_files(self.inputs)
-        ours = {f"{need}.md" for need in self.needs} | ({"merged.json", "merged.md"} if self.needs else set())
+        # A needed stage's own name is the directory of the files that it left.
+        ours = {f"{need}{end}" for need in self.needs for end in ("", ".md")}
+        ours |= {"merged.json", "merged.md"} if self.needs else set()
         if taken := sorted(ours & self.inputs.keys()):
             raise ValueError(f"stage {name!r} has an input {taken[0]!r}, which is the name of an earlier answer")
         return self
@@ -126,13 +123,6 @@ class RunSpec(Spec):
 def _check_files(files: Mapping[str, InputFile]) -> None:
     for name in files:
         check_file_name(name)
-
-
-def check_file_name(name: str) -> str:
-    """`name` if it can be an input's: a file name without a directory. `ValueError` if not."""
-    if "/" in name or "\0" in name or name in {"", ".", ".."} or len(name.encode()) > 255:
-        raise ValueError(f"input {name!r} is not a plain file name")
-    return name
 
 
 class Tokens(Frozen):
@@ -217,6 +207,8 @@ class StageRecord(Frozen):
     """The agent's final answer; its beginning if it is longer than `MAX_OUTPUT` characters."""
     output_file: InputFile | None = None
     """The whole answer as an artifact, where `output` is only its beginning."""
+    files: dict[RelativePath, InputFile] = Field(default_factory=dict)
+    """What it left in ``/workspace/output``, by the path there."""
     attempts: int = 0
     """How often it was begun."""
     cached: CachedFrom | None = None
@@ -234,6 +226,13 @@ class StageRecord(Frozen):
     turns: int = 0
     """Model calls that were answered."""
     tool_calls: int = 0
+    denied: int = 0
+    """How often the policy forbade something."""
+    connections: int = 0
+    """Connections that left the box, or were to."""
+    bytes_out: int = 0
+    """From the box, by these connections."""
+    bytes_in: int = 0
     started_at: float | None = None
     """UNIX time, seconds."""
     finished_at: float | None = None

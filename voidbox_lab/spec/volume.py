@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
@@ -36,7 +36,8 @@ RESERVED = frozenset(
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
-def _check_path(path: str) -> str:
+def check_mount_path(path: str) -> str:
+    """`path` if something may be mounted there: absolute, normalised, not the guest's own. `ValueError` if not."""
     parts = path.removeprefix("/").split("/")
     if not path.startswith("/") or not all(_COMPONENT.fullmatch(part) for part in parts):
         raise ValueError(
@@ -51,7 +52,7 @@ def _check_path(path: str) -> str:
     return path
 
 
-MountPath = Annotated[str, Field(max_length=MAX_MOUNT_PATH), AfterValidator(_check_path)]
+MountPath = Annotated[str, Field(max_length=MAX_MOUNT_PATH), AfterValidator(check_mount_path)]
 """Where in a box: absolute, normalised, not the guest's own."""
 
 
@@ -82,17 +83,16 @@ def _check_mounts(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
     names = [mount.volume for mount in mounts]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"volume {twice[0]!r} is named twice")
-    if nested := _nested([mount.path for mount in mounts]):
-        raise ValueError(f"the volumes at {nested[0]!r} and {nested[1]!r} would be in each other's way")
+    check_places({f"volume {mount.volume!r}": mount.path for mount in mounts})
     return mounts
 
 
-def _nested(paths: Sequence[str]) -> tuple[str, str] | None:
-    for n, outer in enumerate(paths):
-        for m, inner in enumerate(paths):
-            if n != m and (inner + "/").startswith(outer + "/"):
-                return outer, inner
-    return None
+def check_places(places: Mapping[str, str]) -> None:
+    """That no two of `places`, by what they are of, are in each other's way. `ValueError` if they are."""
+    for name, outer in places.items():
+        for other, inner in places.items():
+            if name != other and (inner + "/").startswith(outer + "/"):
+                raise ValueError(f"the {name} at {outer!r} and the {other} at {inner!r} are in each other's way")
 
 
 Mounts = Annotated[tuple[Mount, ...], Field(max_length=MAX_MOUNTS), AfterValidator(_check_mounts)]

@@ -8,7 +8,7 @@ operation has any. After CANCEL the guest still replies.
 op           request fields                                               answer
 ============ ============================================================ =================================
 ping         -                                                            ``time_ns, uptime_s, boot``
-exec         ``argv, env, cwd, user, stdin, timeout_s, rlimits``,         EVENT ``started``, ``exited``;
+exec         ``argv, env, cwd, user, stdin, timeout_s, rlimits``,         EVENT ``started, exited, denied``;
              ``pty``; DATA 0, END; EVENT ``resize``                       DATA 1, 2; ``exit`` fields
 put          ``path, mode, user, parents``; DATA 0, END                   ``size``
 get          ``path, user, offset, limit``                                DATA 0; ``size``
@@ -16,8 +16,10 @@ stat         ``path, user``                                               ``type
 mkdir        ``path, user, mode, parents``                                -
 list         ``path, user, recursive``                                    ``entries, truncated``
 remove       ``path, user, recursive``                                    -
+unpack       ``path, user, mount``; DATA 0 (``wire.bundle``), END         ``files, bytes``
+pack         ``path, user, links, changed, max_files, max_bytes``         DATA 0; ``entries, left_out, shown``
 telemetry    ``interval_s``                                               EVENT per sample until CANCEL
-policy       ``commands, rlimits``                                        ``landlock``
+policy       ``commands, read, write, places, syscalls, rlimits, caps``   ``landlock, seccomp``
 identity     ``hostname, time_ns, entropy``                               -
 proxy        ``listen, port``                                             ``listen``
 mount        ``serial, path, read_only``                                  -
@@ -25,6 +27,7 @@ unmount      -                                                            -; all
 shutdown     -                                                            -, then power off
 ============ ============================================================ =================================
 
+``denied`` is ``{"rule", "subject", "message", "program", "count"}``, as `voidbox_lab.spec.events.Denied`.
 ``pty`` and ``resize`` are ``{"rows": ROWS, "cols": COLS}``. With ``pty`` the command has a terminal of that size:
 DATA 0 is typed there, DATA 1 is what it shows, and there is no DATA 2. Closing DATA 0 is not an end of file, for
 which a terminal has a character; a hard CANCEL hangs up.
@@ -36,6 +39,7 @@ OP_PING, OP_EXEC, OP_PUT, OP_GET, OP_STAT, OP_MKDIR = "ping", "exec", "put", "ge
 OP_LIST, OP_REMOVE, OP_TELEMETRY, OP_POLICY = "list", "remove", "telemetry", "policy"
 OP_IDENTITY, OP_PROXY, OP_SHUTDOWN = "identity", "proxy", "shutdown"
 OP_MOUNT, OP_UNMOUNT = "mount", "unmount"
+OP_PACK, OP_UNPACK = "pack", "unpack"
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 """Channels. File contents travel on channel 0."""
@@ -50,6 +54,7 @@ IS_DIRECTORY = "is-a-directory"
 NOT_REGULAR = "not-a-regular-file"
 NOT_EMPTY = "not-empty"
 NO_SPACE = "no-space"
+TOO_LARGE = "too-large"
 NOT_EXECUTABLE = "not-executable"
 BUSY = "busy"
 CANCELLED = "cancelled"
@@ -71,7 +76,9 @@ MAX_PATH = 4096
 MAX_ENTRIES = 4096
 """Entries in one directory listing."""
 MAX_PROXIED = 256
-"""TCP connections the guest's proxy carries at once."""
+"""TCP connections the guest's proxy carries at once for each of its ports."""
+MAX_PROXIES = 8
+"""Ports it listens on."""
 KILL_GRACE_S = 2.0
 """Seconds between SIGTERM and SIGKILL after a time-out or a soft cancel."""
 LINGER_S = 0.25
@@ -82,7 +89,9 @@ MIN_INTERVAL_S = 0.2
 """Shortest telemetry interval, seconds."""
 
 PROXY_PORT = 8129
-"""Where the guest's proxy listens on 127.0.0.1 unless told otherwise."""
+"""Where the guest's proxy listens on 127.0.0.1 unless told otherwise: the way to the model's gateway."""
+EGRESS_PORT = 8130
+"""Where it listens for the way to the egress proxy, in boxes whose network is not ``none``."""
 AGENT_UID = 1000
 """uid and gid of everything the agent runs."""
 AGENT_HOME = "/home/agent"

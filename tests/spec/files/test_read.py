@@ -9,8 +9,22 @@ from typing import Any
 import pytest
 
 from voidbox_lab.errors import UserError
-from voidbox_lab.spec import Budget, Merge, Model, Retry, RunSpec, Stage, digest_bytes
+from voidbox_lab.spec import (
+    Budget,
+    Caps,
+    EgressLimits,
+    Merge,
+    Model,
+    Origin,
+    Policy,
+    Retry,
+    RunSpec,
+    Skill,
+    Stage,
+    digest_bytes,
+)
 from voidbox_lab.spec.files import ALL, SpecFile, SpecFileError, read
+from voidbox_lab.spec.remote import RemoteRef
 
 HEAD = "kind: {}\nversion: 1\n"
 AGENT = "prompt: p, model: scripted:echo"
@@ -99,7 +113,7 @@ def test_all_that_is_wrong_is_told_at_once(here: Path) -> None:
         "15:18: stages.writer.prompt_file: there is no file nowhere.md",
         "16:12: stages.writer.model: the model 'gpt' names no known provider",
         "17:14: stages.writer.skills.0.file: the skill file s.md cannot be read",
-        "17:20: stages.writer.skills.1: a skill has either a file or a body",
+        "17:20: stages.writer.skills.1: a skill has one of file, body, mcp, cli, agent, oci, remote",
         '18:12: stages.writer.vcpus: this must be a whole number; it is "2"',
         "19:14: stages.writer.policy.netwrk: there is no such field here; did you mean 'network'?",
         "20:17: stages.writer.on_failure: the failure domain 'never' is not known",
@@ -239,6 +253,118 @@ def test_an_agent(here: Path) -> None:
     data = (here / "prices.csv").read_bytes()
     assert spec.run.inputs["p.csv"].digest == digest_bytes(data)
     assert spec.files == {digest_bytes(data): here / "prices.csv"}
+
+
+SKILLS = """\
+skills:
+  - skills/prices
+  - {mcp: mcp-server-time --local-timezone UTC, name: clock, packages: [pypi:mcp-server-time], tools: [now]}
+  - {mcp: [server, a b], name: other, env: {A: b}}
+  - cli: jq
+  - {cli: http, packages: [pypi:httpie], commands: [http, https], body: Use http., description: d}
+  - agent: codex
+  - {oci: python:3.12-slim, path: /py}
+"""
+POLICY = """\
+image: docker.io/library/python:3.12-slim
+mounts: [skills:/data, {source: /srv/out, path: /out, read_only: false}]
+policy:
+  network: allowlist
+  egress: [pypi.org, 10.0.0.0/8:5432]
+  egress_limits: {mb: 5}
+  commands: [git]
+  read: [/etc/ssl]
+  write: [/workspace]
+  syscalls: [ptrace]
+  caps: {memory_mb: 256, pids: 64, cpus: 0.5}
+"""
+
+
+def test_skills_of_every_kind_and_the_whole_policy(here: Path) -> None:
+    """As the constructors of `Skill` have them; a skill's other files are to be uploaded."""
+    (here / "skills" / "prices" / "rates.csv").write_text("EUR,1.1\n")
+    spec = written(here, ONE + SKILLS + POLICY)
+    assert spec.run is not None
+    box = spec.run.stages[0].box
+    prices = Skill.file(here / "skills" / "prices")
+    assert box.skills == (
+        prices,
+        Skill.mcp("clock", ["mcp-server-time", "--local-timezone", "UTC"], packages="pypi:mcp-server-time",
+                  tools=["now"]),
+        Skill.mcp("other", ["server", "a b"], env={"A": "b"}),
+        Skill.cli("jq"),
+        Skill.cli("http", "pypi:httpie", commands=["http", "https"], body="Use http.", description="d"),
+        Skill.agent("codex"),
+        Skill.oci("python:3.12-slim", path="/py"),
+    )  # fmt: skip
+    assert spec.files == {prices.files["rates.csv"].digest: here / "skills" / "prices" / "rates.csv"}
+    assert box.image == "docker.io/library/python:3.12-slim"
+    assert [str(m) for m in box.mounts] == [f"{here}/skills:/data:ro", "/srv/out:/out:rw"]
+    assert box.policy == Policy(
+        network="allowlist", egress=("pypi.org", "10.0.0.0/8:5432"), egress_limits=EgressLimits(mb=5),
+        commands=("git",), read=("/etc/ssl",), write=("/workspace",), syscalls=("ptrace",),
+        caps=Caps(memory_mb=256, pids=64, cpus=0.5),
+    )  # fmt: skip
+    command = run_of(here, S + "run: jq .\nskills: [{cli: jq}, {oci: node:22}]\n").stages[0].box
+    assert command.skills == (Skill.cli("jq"), Skill.oci("node:22"))
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("skill", "says"),
+    [
+        ("{cli: jq, packages: [jq]}", "7:24: skills.0.packages.0: 'jq' is not a package"),
+        ("{cli: jq, name: x}", "7:3: skills.0: name does not go with cli"),
+        ("{mcp: server}", "7:3: skills.0: a skill that is written here needs a name"),
+        ("{mcp: 'a \"b', name: x}", "7:9: skills.0.mcp: in the command 'a \"b' a quotation mark has no partner"),
+        ("{oci: A B}", "7:9: skills.0.oci: 'A B' is not an OCI image"),
+        ("{oci: 'a:1', path: /usr/x}", "7:22: skills.0.path: '/usr/x' belongs to the guest's own directory"),
+        ("{remote: nowhere}", "7:12: skills.0.remote: 'nowhere' is not a remote skill"),
+        ("{remote: a/b@main}", "7:3: skills.0.revision: a remote skill in a file has an exact revision, so that "
+         "it stays the same; 'git ls-remote https://github.com/a/b main' says which commit that is now"),
+        ("{remote: a/b, revision: v1}", "7:27: skills.0.revision: a remote skill in a file has an exact revision"),
+        ("{remote: 'https://u:p@a.example/b.zip'}", "7:12: skills.0.remote: the URL https://a.example/b.zip "),
+    ],
+)  # fmt: skip
+def test_a_wrong_skill_is_told_where_it_is_wrong(here: Path, skill: str, says: str) -> None:
+    """The field, its place, and what to write."""
+    found = problems(here, ONE + f"skills:\n- {skill}\n")
+    assert len(found) == 1, found
+    assert found[0].startswith(says), found
+
+
+def test_other_things_wrong(here: Path) -> None:
+    """A folder that is not there; a skill for agents only, of a command."""
+    (said,) = problems(here, ONE + "mounts: [nowhere:/data]\n")
+    assert said == "6:10: mounts.0: there is no folder nowhere; paths are relative to the spec file"
+    (said,) = problems(here, W + "steps: {a: {run: ls, skills: [{mcp: s, name: x}]}}\n")
+    assert "a skill of kind 'mcp' is for agents" in said
+
+
+def test_a_remote_skill_is_fetched_once_or_told_to_be_missing(here: Path) -> None:
+    """By its exact revision, wherever that stands, under another name where one is given."""
+    asked = []
+
+    def fetch(ref: RemoteRef) -> Skill:
+        asked.append(ref)
+        origin = Origin(source=ref.source, path=ref.path, revision=ref.revision or "")
+        skill = Skill.from_markdown("Do.", name="found", kind="remote", origin=origin)
+        return skill.with_files({"a.sh": (b"x", True)})
+
+    other = f"{{remote: acme/s/a, revision: {COMMIT}, name: b}}"
+    text = ONE + f"skills: [{{remote: acme/s/a@{COMMIT}}}, {other}]"
+    spec = written(here, text, fetch=fetch)
+    assert spec.run is not None
+    first, second = spec.run.stages[0].box.skills
+    assert isinstance(first, Skill)
+    assert (first.name, second.name) == ("found", "b")
+    assert len(asked) == 1
+    assert spec.files == {first.files["a.sh"].digest: b"x"}
+    missing = written(here, text, fetch=lambda ref: None)
+    assert missing.run is None
+    assert [str(ref) for ref in missing.unfetched] == [f"https://github.com/acme/s a @{COMMIT}"]
 
 
 def test_defaults_are_those_of_the_run(here: Path) -> None:

@@ -43,7 +43,7 @@ def test_every_field_is_described() -> None:
     assert stage["prompt"]["description"] == "What the agent is to do."
     assert definitions["Budget"]["properties"]["usd"]["description"] == "Dollars at list price."
     for name, definition in definitions.items():
-        described = definition.get("anyOf", [definition])[-1] if name == "Mount" else definition
+        described = definition.get("anyOf", [definition])[-1] if name.endswith("Mount") else definition
         assert described.get("description"), name
 
 
@@ -122,6 +122,16 @@ WRONG: list[tuple[str, Any]] = [
     ("skills", [{"name": "x"}]),
     ("skills", [{"file": "x", "body": "y", "name": "z"}]),
     ("skills", "x"),
+    ("skills", [{"cli": "jq", "name": "x"}]),
+    ("skills", [{"cli": "jq", "packages": ["jq"]}]),
+    ("skills", [{"cli": "jq", "oci": "a:1"}]),
+    ("skills", [{"mcp": "server"}]),
+    ("skills", [{"mcp": "server", "name": "x", "env": {"A-B": "c"}}]),
+    ("skills", [{"mcp": " ", "name": "x"}]),
+    ("skills", [{"oci": "A B"}]),
+    ("skills", [{"agent": "codex", "packages": ["npm:x"]}]),
+    ("skills", [{"file": "x", "revision": "1"}]),
+    ("skills", [{"body": "x", "name": "x", "cli": None}]),
     ("model", "gpt"),
     ("model", 5),
     ("agent", "A!"),
@@ -150,6 +160,13 @@ WRONG: list[tuple[str, Any]] = [
     ("depends_on", "a"),
     ("stdin_from", ["a"]),
     ("volumes", ["x"]),
+    ("mounts", ["x"]),
+    ("mounts", [{"source": "a"}]),
+    ("policy", {"egress": ["pypi.org"]}),
+    ("policy", {"network": "allowlist"}),
+    ("policy", {"syscalls": ["all"]}),
+    ("policy", {"caps": {"pids": 1}}),
+    ("image", "A B"),
     ("volumes", [{"volume": "a"}]),
 ]
 """A field and a value that is wrong for it wherever it stands."""
@@ -192,6 +209,15 @@ VALUES = st.one_of(
             {},
             ["x"],
             [{"name": "a", "body": "b"}],
+            [{"cli": "jq"}],
+            [{"cli": "http", "packages": ["pypi:httpie==3.2.4"], "commands": ["http"], "body": "b"}],
+            [{"oci": "python:3.12-slim", "path": "/py"}, {"cli": "jq", "description": "d"}],
+            [{"mcp": ["server", "--x"], "name": "clock", "env": {"A": "b"}, "tools": ["t"]}],
+            [{"mcp": "server --x", "name": "clock", "packages": ["npm:@a/b@1.2"]}],
+            [{"agent": "codex"}],
+            "python:3.12-slim",
+            {"network": "allowlist", "egress": ["pypi.org:443"], "write": ["/tmp"], "caps": {"pids": 64}},
+            ["/srv/data:/data", {"source": "/a", "path": "/b", "read_only": False}],
             {"usd": 1},
             [["a", "b"], "c"],
             {"A": "b"},

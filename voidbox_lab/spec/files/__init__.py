@@ -9,7 +9,7 @@ Everything happens at the caller's side: a daemon sees the run alone. See docs/s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from voidbox_lab.spec.files.reading import Reading
 from voidbox_lab.spec.files.shape import KINDS, File
 from voidbox_lab.spec.files.source import load
 from voidbox_lab.spec.model import Model
+from voidbox_lab.spec.remote import RemoteRef, fetched
 from voidbox_lab.spec.run import RunSpec
+from voidbox_lab.spec.skill import Skill
 
 __all__ = ["ALL", "KINDS", "SUFFIXES", "File", "Problem", "SpecFile", "SpecFileError", "read"]
 
@@ -38,28 +40,38 @@ class SpecFile:
     written: File
     """What stands in it, by its kind."""
     run: RunSpec | None
-    """The run that it declares; None for a sandbox without a command."""
+    """The run that it declares; None for a sandbox without a command, and while a skill is not fetched."""
     files: Mapping[str, Path | bytes]
     """Digest to the path or the bytes of a file that the run names."""
+    unfetched: Sequence[RemoteRef] = ()
+    """Remote skills that were not to be had from `fetch`."""
 
 
-def read(path: Path, *, models: Mapping[str, Model] | None = None) -> SpecFile:
+def read(
+    path: Path,
+    *,
+    models: Mapping[str, Model] | None = None,
+    fetch: Callable[[RemoteRef], Skill | None] = fetched,
+) -> SpecFile:
     """The spec in the file at `path`, with the files that it names looked at and digested.
 
     Args:
         models: models instead of what the file says, by stage; under `ALL`, of every other stage that has one.
+        fetch: gives remote skills, or None for those that it does not have.
 
     Raises:
         SpecFileError: what is wrong with it, each with line, column and field.
         UserError: it cannot be read at all, or `models` names a stage that it does not have.
     """
     document = load(path)
-    reading = Reading(path.parent)
+    reading = Reading(path.parent, fetch)
     written, problems = checked(document, reading)
     problems += dangling(document)
     if problems or written is None:
         raise SpecFileError(path, problems)
     _check_names(path, written, models or {})
+    if reading.unfetched:
+        return SpecFile(path, written, None, reading.files, reading.unfetched)
     try:
         run = built(written, reading, models or {})
     except UserError as e:

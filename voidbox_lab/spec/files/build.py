@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from voidbox_lab.spec.base import Name
+from voidbox_lab.spec.capability import Capability
 from voidbox_lab.spec.failure import Retry
+from voidbox_lab.spec.file import InputFile
 from voidbox_lab.spec.files.graph import order
 from voidbox_lab.spec.files.reading import Reading
 from voidbox_lab.spec.files.shape import (
@@ -17,17 +19,17 @@ from voidbox_lab.spec.files.shape import (
     File,
     PipelineFile,
     SandboxFile,
-    SkillSpec,
     StageSpec,
     StepSpec,
     WorkSpec,
 )
+from voidbox_lab.spec.files.skills import SkillSpec
 from voidbox_lab.spec.flow import assemble
 from voidbox_lab.spec.mapping import expand
 from voidbox_lab.spec.merge import Merge, Reducer
 from voidbox_lab.spec.model import Model
 from voidbox_lab.spec.pipeline import Pipeline
-from voidbox_lab.spec.run import InputFile, RunSpec, Stage
+from voidbox_lab.spec.run import RunSpec, Stage
 from voidbox_lab.spec.skill import Skill
 from voidbox_lab.spec.validate import validated
 from voidbox_lab.spec.voidbox import VoidBoxSpec
@@ -41,21 +43,39 @@ class _Builder:
     reading: Reading
     models: Mapping[str, Model]
 
-    def skill(self, written: SkillSpec) -> Skill:
-        if written.file is None:
-            return Skill.from_markdown(
-                written.body or "", name=written.name, description=written.description or ""
-            )
-        found = self.reading.skill(written.file)
-        given = {"name": written.name, "description": written.description}
-        return validated(Skill, **{**dict(found), **{k: v for k, v in given.items() if v is not None}})
+    def skill(self, written: SkillSpec) -> Capability:
+        name, described = written.name, written.description or ""
+        if written.file is not None:
+            return self.reading.skill(written.file).renamed(name, written.description)
+        if written.mcp is not None:
+            more: dict[str, Any] = {"packages": written.packages, "env": written.env, "tools": written.tools}
+            return Skill.mcp(name or "", written.mcp, description=described, **more)
+        if written.cli is not None:
+            body = written.body or ""
+            return Skill.cli(written.cli, *written.packages, commands=written.commands, description=described,
+                             body=body)  # fmt: skip
+        if written.agent is not None:
+            return Skill.agent(written.agent)
+        if written.oci is not None:
+            return Skill.oci(written.oci, path=written.path, name=name, description=described)
+        if written.remote is not None:
+            found = self.reading.remote(written.reference)
+            assert found is not None, "a run is built when all are here"
+            return found.renamed(name, written.description)
+        return Skill.inline(name or "", written.body or "", description=described)
+
+    def skills(self, written: tuple[SkillSpec, ...]) -> tuple[Capability, ...]:
+        return tuple(map(self.skill, written))
 
     def inputs(self, box: BoxSpec) -> dict[str, InputFile]:
         return {name: self.reading.input(path) for name, path in box.inputs.items()}
 
     def agent(self, spec: AgentSpec) -> dict[str, Any]:
         text = self.reading.prompt(spec.prompt_file) if spec.prompt_file is not None else spec.prompt
-        return {"prompt": text, "skills": tuple(map(self.skill, spec.skills)), "agent": spec.agent}
+        return {"prompt": text, "skills": self.skills(spec.skills), "agent": spec.agent}
+
+    def command(self, spec: WorkSpec | SandboxFile) -> dict[str, Any]:
+        return {"command": spec.argv, "env": spec.env, "skills": self.skills(spec.skills)}
 
     def box(self, name: Name, spec: BoxSpec, work: dict[str, Any], model: Model | None) -> VoidBoxSpec:
         tried = spec.tried
@@ -65,6 +85,7 @@ class _Builder:
             image=spec.image,
             memory_mb=spec.memory,
             volumes=spec.volumes,
+            mounts=spec.mounts,
             vcpus=spec.vcpus,
             timeout_s=spec.timeout,
             policy=spec.policy,
@@ -77,7 +98,7 @@ class _Builder:
 
     def stage(self, name: Name, spec: WorkSpec) -> Pipeline:
         """One stage, or as many as it is mapped over; what comes before it is for others to say."""
-        work = {"command": spec.argv, "env": spec.env} if spec.argv is not None else self.agent(spec)
+        work = self.command(spec) if spec.argv is not None else self.agent(spec)
         box, inputs = self.box(name, spec, work, spec.model), self.inputs(spec)
         if not isinstance(spec, StageSpec) or spec.map is None:
             return Pipeline.of(box, inputs=inputs)
@@ -105,7 +126,7 @@ def built(file: File, reading: Reading, models: Mapping[str, Model]) -> RunSpec 
         case SandboxFile():
             if file.argv is None:
                 return None
-            box = builder.box(file.name, file, {"command": file.argv, "env": file.env}, None)
+            box = builder.box(file.name, file, builder.command(file), None)
             return Pipeline.of(box).run_spec(inputs=builder.inputs(file), name=file.name)
     stages: Mapping[str, WorkSpec] = file.stages if isinstance(file, PipelineFile) else file.steps
     parts = {name: builder.stage(name, spec) for name, spec in stages.items()}

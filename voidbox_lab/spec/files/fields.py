@@ -21,16 +21,21 @@ from pydantic_core import CoreSchema
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec.base import Name
 from voidbox_lab.spec.failure import MAX_BACKOFF_S
+from voidbox_lab.spec.file import check_file_name
 from voidbox_lab.spec.files.reading import Reading
 from voidbox_lab.spec.files.units import DURATION_PATTERN, MEMORY_PATTERN, memory_mb, seconds
 from voidbox_lab.spec.flow import Beside, Chain, Flow, parse_flow, reducer
+from voidbox_lab.spec.hostmount import HostMount
 from voidbox_lab.spec.model import Model, Provider
-from voidbox_lab.spec.run import check_file_name
+from voidbox_lab.spec.packages import PACKAGE_PATTERN, REFERENCE_PATTERN, ImageName, Package, Reference
+from voidbox_lab.spec.remote import parse_remote
+from voidbox_lab.spec.skill import words
 from voidbox_lab.spec.voidbox import MIN_MEMORY_MB
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$"
 FILE_PATTERN = r"^(?!\.{1,2}$)[^/\u0000]{1,255}$"
 MODEL_PATTERN = rf"^({'|'.join(get_args(Provider))}):[^\s]{{1,2000}}$"
+IMAGE_PATTERN = rf"{NAME_PATTERN}|{REFERENCE_PATTERN}"
 FLOW = "Flow"
 """The name of the flow's definition in the JSON Schema."""
 
@@ -111,6 +116,31 @@ def _parts(values: list[object], depth: int) -> tuple[Flow, ...]:
     return tuple(read_flow(value, depth + 1) for value in values)
 
 
+def _argv(value: object) -> object:
+    return words(value) if isinstance(value, str) else value
+
+
+def _remote(value: str) -> str:
+    parse_remote(value)
+    return value
+
+
+def _rooted(source: str) -> str:
+    return source if source.startswith("/") else f"/{source}"
+
+
+def _from_here(value: Any, info: ValidationInfo) -> Any:
+    """A mount whose folder is absolute: it is relative to the spec file."""
+    reading = info.context if isinstance(info.context, Reading) else None
+    absolute = told(reading.folder) if reading else _rooted
+    if isinstance(value, str) and ":" in value:
+        source, _, rest = value.partition(":")
+        return f"{absolute(source)}:{rest}" if source else value
+    if isinstance(value, dict) and isinstance(value.get("source"), str) and value["source"]:
+        return {**value, "source": absolute(value["source"])}
+    return value
+
+
 def _no_bool(value: object) -> object:
     """True equals 1 in Python, and in a literal; in JSON it does not."""
     return str(value).lower() if isinstance(value, bool) else value
@@ -157,5 +187,15 @@ ModelText = Annotated[
     Model, BeforeValidator(told(_model)), WithJsonSchema({"type": "string", "pattern": MODEL_PATTERN})
 ]
 """``PROVIDER:NAME``."""
+PackageText = Annotated[Package, WithJsonSchema({"type": "string", "pattern": PACKAGE_PATTERN})]
+ImageText = Annotated[ImageName, WithJsonSchema({"type": "string", "maxLength": 300, "pattern": IMAGE_PATTERN})]
+ReferenceText = Annotated[
+    Reference, WithJsonSchema({"type": "string", "maxLength": 300, "pattern": REFERENCE_PATTERN})
+]
+CommandLine = BeforeValidator(told(_argv))
+"""A command may be written as a line, taken apart as a shell would."""
+RemoteText = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(told(_remote))]
+HostMountField = Annotated[HostMount, BeforeValidator(_from_here)]
+"""FOLDER:PATH, with the folder relative to the spec file."""
 FlowField = Annotated[Any, BeforeValidator(told(_flow)), WithJsonSchema({"$comment": FLOW})]
 """An expression, or the same as lists; a `Flow` once it is read. The schema's generator puts the definition in."""

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec.digest import digest_file
+from voidbox_lab.spec.file import InputFile
 from voidbox_lab.spec.mapping import item_bytes, item_file
-from voidbox_lab.spec.run import MAX_STAGES, InputFile
+from voidbox_lab.spec.remote import RemoteRef
+from voidbox_lab.spec.run import MAX_STAGES
 from voidbox_lab.spec.skill import Skill
 
 MAX_PROMPT = 1 << 20
@@ -25,11 +27,19 @@ T = TypeVar("T")
 class Reading:
     """Reads what stands beside one spec file. Paths are relative to its directory; ``~`` is not expanded."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, fetch: Callable[[RemoteRef], Skill | None] | None = None) -> None:
         self.base = base
+        self._fetch = fetch
+        self.unfetched: list[RemoteRef] = []
+        """Remote skills that `fetch` did not have."""
         self.files: dict[str, Path | bytes] = {}
         """Digest to where its bytes are: what has to be uploaded before the run begins."""
         self._known: dict[tuple[str, str], Any] = {}
+
+    @classmethod
+    def nowhere(cls) -> Reading:
+        """One that has no remote skills; for what is checked of a file by itself."""
+        return cls(Path("/"))
 
     def prompt(self, name: str) -> str:
         """The text of a prompt file. `UserError` if it cannot be read, is too long, or empty."""
@@ -37,7 +47,38 @@ class Reading:
 
     def skill(self, name: str) -> Skill:
         """A skill from a SKILL.md file or its directory; `UserError` as `Skill.file`."""
-        return self._once("skill", name, lambda path: Skill.file(path))
+        return self._once("skill", name, self._skill)
+
+    def remote(self, ref: RemoteRef) -> Skill | None:
+        """A pinned remote skill; None where it is not here and must not be fetched, or there is nobody to ask.
+
+        Raises:
+            UserError: it is not pinned, or what fetching it raises.
+        """
+        if not ref.pinned:
+            found = f"'git ls-remote {ref.source} {ref.revision or 'HEAD'}' says which commit that is now"
+            if ref.form == "archive":
+                found = "sha256sum of the archive says which"
+            raise UserError(f"a remote skill in a file has an exact revision, so that it stays the same; {found}")
+
+        def fetched(_path: Path) -> Skill | None:
+            skill = self._fetch(ref) if self._fetch else None
+            if skill is None:
+                self.unfetched.append(ref)
+            else:
+                self.files.update(skill.contents)
+            return skill
+
+        return self._once("remote", str(ref), fetched)
+
+    def folder(self, name: str) -> str:
+        """The absolute path of a folder. `UserError` if it is relative and there is none."""
+        path = self.base / name
+        if not Path(name).is_absolute():
+            path = path.resolve()
+            if not path.is_dir():
+                raise UserError(f"there is no folder {path}; paths are relative to the spec file")
+        return str(path)
 
     def input(self, name: str) -> InputFile:
         """A file for a box, to be uploaded. `UserError` if it is none that can be read."""
@@ -74,6 +115,12 @@ class Reading:
         if not text.strip():
             raise UserError(f"the prompt file {path} is empty")
         return text
+
+    def _skill(self, path: Path) -> Skill:
+        skill = Skill.file(path)
+        for name, file in skill.files.items():
+            self.files[file.digest] = path / name
+        return skill
 
     def _input(self, path: Path) -> InputFile:
         _check(path)

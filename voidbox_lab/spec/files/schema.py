@@ -12,14 +12,18 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from voidbox_lab.spec.egress import EgressLimits
 from voidbox_lab.spec.files import shape
 from voidbox_lab.spec.files.fields import FLOW
+from voidbox_lab.spec.files.skills import SkillSpec
+from voidbox_lab.spec.hostmount import HostMount
 from voidbox_lab.spec.merge import Reducer
-from voidbox_lab.spec.policy import Rlimits
+from voidbox_lab.spec.policy import Caps, Rlimits
 from voidbox_lab.spec.volume import Mount
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MOUNT_PATTERN = r"^[a-z0-9][a-z0-9_-]*:/[^:]+(:r[ow])?$"
+HOST_PATTERN = r"^[^:]+:/[^:]+(:r[ow])?$"
 PLACE = "docs/schema/voidbox-1.schema.json"
 """Where the repository keeps it."""
 
@@ -33,7 +37,8 @@ def schema() -> dict[str, Any]:
     for name, rules in _RULES.items():
         definitions[name]["allOf"] = rules
     definitions[FLOW] = _FLOW
-    definitions["Mount"] = {"anyOf": [{"type": "string", "pattern": MOUNT_PATTERN}, definitions["Mount"]]}
+    for name, pattern in (("Mount", MOUNT_PATTERN), ("HostMount", HOST_PATTERN)):
+        definitions[name] = {"anyOf": [{"type": "string", "pattern": pattern}, definitions[name]]}
     kinds = [
         {"if": {"properties": {"kind": {"const": kind}}}, "then": {"$ref": f"#/$defs/{model.__name__}"}}
         for kind, model in shape.KINDS.items()
@@ -71,11 +76,15 @@ _RETRY_ONCE = {"not": {"required": ["retry", "on_failure"], "properties": {
         {"type": "object", **_given("retry")},
     ]},
 }}}  # fmt: skip
+_TOOLS = {"properties": {"skills": {"items": {
+    "type": "object", "oneOf": [_given(kind) for kind in SkillSpec.TOOLS],
+}}}}  # fmt: skip
+"""Skills of commands."""
 _WORK: list[dict[str, Any]] = [
     {"oneOf": [_given(name) for name in ("prompt", "prompt_file", "run", "command")]},
     {
         "if": _any("run", "command"),
-        "then": _none(*shape.WorkSpec.AGENT_ONLY),
+        "then": {"allOf": [_none(*shape.WorkSpec.AGENT_ONLY), _TOOLS]},
         "else": {"allOf": [_given("model"), _none(*shape.WorkSpec.COMMAND_ONLY)]},
     },
     _RETRY_ONCE,
@@ -84,8 +93,28 @@ _RULES: dict[str, list[dict[str, Any]]] = {
     "AgentFile": [{"oneOf": [_given("prompt"), _given("prompt_file")]}, _given("model"), _RETRY_ONCE],
     "StageSpec": _WORK,
     "StepSpec": _WORK,
-    "SandboxFile": [{"not": _given("run", "command")}, _RETRY_ONCE],
-    "SkillSpec": [{"oneOf": [_given("file"), _given("body", "name")]}, {"not": _given("file", "body")}],
+    "SandboxFile": [{"not": _given("run", "command")}, _RETRY_ONCE, _TOOLS],
+    "SkillSpec": [
+        {
+            "oneOf": [
+                {
+                    **_given(kind, *(["name"] if kind in SkillSpec.NAMED else [])),
+                    "propertyNames": {"enum": [kind, *others]},
+                }
+                for kind, others in SkillSpec.GOES_WITH.items()
+            ]
+        }
+    ],
+    "Policy": [
+        {
+            "if": {"properties": {"network": {"const": "none"}}},
+            "then": {"properties": {"egress": {"maxItems": 0}}},
+        },
+        {
+            "if": {"required": ["network"], "properties": {"network": {"const": "allowlist"}}},
+            "then": {"required": ["egress"], "properties": {"egress": {"minItems": 1}}},
+        },
+    ],
     "MapSpec": [{"oneOf": [_given("items"), _given("file")]}],
 }
 """What the models' own validators say about several fields together."""
@@ -126,7 +155,9 @@ def _closed(value: Any) -> Any:
 
 
 def _describe(name: str, definition: dict[str, Any]) -> None:
-    models: dict[str, Any] = {**vars(shape), "Mount": Mount, "Rlimits": Rlimits}
+    models: dict[str, Any] = vars(shape) | {
+        model.__name__: model for model in (SkillSpec, Mount, HostMount, Rlimits, Caps, EgressLimits)
+    }
     model = models[name]
     definition["description"] = inspect.cleandoc(model.__doc__ or "")
     told = {field: text for one in reversed(model.__mro__) for field, text in _docstrings(one).items()}

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from voidbox_lab.spec.budget import Budget
+from voidbox_lab.spec.capability import Argument, EnvName, EnvValue
 from voidbox_lab.spec.failure import OnFailure, parse_failure
 from voidbox_lab.spec.files.fields import (
     Backoff,
@@ -17,24 +18,24 @@ from voidbox_lab.spec.files.fields import (
     FileModel,
     FileName,
     FlowField,
+    HostMountField,
+    ImageText,
     InputPath,
     ItemsPath,
     Memory,
     ModelText,
     OrShort,
     PromptPath,
-    SkillPath,
     StageName,
     Version,
     told,
 )
+from voidbox_lab.spec.files.skills import SkillField, check_tools
 from voidbox_lab.spec.mapping import ITEM
 from voidbox_lab.spec.merge import Reducer
 from voidbox_lab.spec.policy import Policy
 from voidbox_lab.spec.run import MAX_STAGES
-from voidbox_lab.spec.skill import MAX_SKILL_BYTES
-from voidbox_lab.spec.voidbox import Argument, EnvName, EnvValue
-from voidbox_lab.spec.volume import Mounts
+from voidbox_lab.spec.volume import MAX_MOUNTS, Mounts
 
 Inputs = Annotated[dict[FileName, InputPath], Field(max_length=64)]
 RunInputs = Annotated[dict[FileName, InputPath], Field(max_length=1024)]
@@ -85,34 +86,6 @@ FailureField = Annotated[
 ]
 
 
-def _skill(value: Any) -> Any:
-    return {"file": value} if isinstance(value, str) else value
-
-
-class SkillSpec(FileModel):
-    """A skill: a SKILL.md file, or its parts."""
-
-    file: SkillPath | None = None
-    """Path of a SKILL.md file, or of its directory, relative to this file."""
-    name: StageName | None = None
-    """Its name; may stand in the file instead."""
-    description: str | None = Field(None, max_length=1024)
-    """One line for the agent: when to use the skill."""
-    body: str | None = Field(None, min_length=1, max_length=MAX_SKILL_BYTES)
-    """Its instructions, in Markdown, instead of a file."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> SkillSpec:
-        if (self.file is None) == (self.body is None):
-            raise ValueError("a skill has either a file or a body")
-        if self.body is not None and self.name is None:
-            raise ValueError("a skill that is written here needs a name")
-        return self
-
-
-SkillField = Annotated[SkillSpec, BeforeValidator(_skill), OrShort({"type": "string", "minLength": 1})]
-
-
 def _over(value: Any) -> Any:
     if isinstance(value, str):
         return {"file": value}
@@ -146,12 +119,14 @@ MapField = Annotated[
 class BoxSpec(FileModel):
     """The box of a stage, and the bounds on what happens in it."""
 
-    image: StageName = "default"
-    """The image it boots."""
+    image: ImageText = "default"
+    """The image it boots: one of your own, or an OCI image such as python:3.12-slim."""
     memory: Memory = 512
     """Memory: megabytes (MiB), or as in 512MB, 1GB."""
     volumes: Mounts = ()
     """Named volumes and where the box has them, as in cache:/data, models:/models:ro."""
+    mounts: tuple[HostMountField, ...] = Field((), max_length=MAX_MOUNTS)
+    """Folders of the host and where the box has them, as in data:/data, out:/out:rw; relative to this file."""
     vcpus: int = Field(1, ge=1, le=64)
     """Virtual CPUs."""
     timeout: Duration = 300
@@ -185,7 +160,7 @@ class AgentSpec(BoxSpec):
     prompt_file: PromptPath | None = None
     """A file with the prompt, relative to this file, instead of prompt."""
     skills: tuple[SkillField, ...] = Field((), max_length=64)
-    """Paths of SKILL.md files, or skills written here."""
+    """Paths of SKILL.md files or their directories, or skills written here."""
     model: ModelText | None = None
     """PROVIDER:NAME, as in anthropic:claude-sonnet-4-5, ollama:qwen3, scripted:echo."""
     agent: StageName = "lab-agent"
@@ -195,7 +170,7 @@ class AgentSpec(BoxSpec):
 class WorkSpec(AgentSpec):
     """A stage: an agent with a prompt and a model, or a plain command, whose standard output is its answer."""
 
-    AGENT_ONLY: ClassVar[tuple[str, ...]] = ("skills", "agent")
+    AGENT_ONLY: ClassVar[tuple[str, ...]] = ("agent",)
     COMMAND_ONLY: ClassVar[tuple[str, ...]] = ("env", "stdin_from")
 
     run: str | None = Field(None, min_length=1, max_length=131071)
@@ -220,6 +195,7 @@ class WorkSpec(AgentSpec):
             for name in self.AGENT_ONLY:
                 if name in given:
                     raise ValueError(f"{name} is for agents, and this is a command")
+            check_tools(self.skills)
         else:
             for name in self.COMMAND_ONLY:
                 if name in given:
@@ -326,6 +302,8 @@ class SandboxFile(BoxSpec):
     """The same as a program and its arguments, without a shell."""
     env: Env = Field(default_factory=dict)
     """Environment of the command. Not for secrets: it is stored with the run."""
+    skills: tuple[SkillField, ...] = Field((), max_length=64)
+    """Command-line programs (cli) and images (oci)."""
 
     @property
     def argv(self) -> tuple[str, ...] | None:
@@ -336,6 +314,7 @@ class SandboxFile(BoxSpec):
     def _one_command(self) -> SandboxFile:
         if self.run is not None and self.command is not None:
             raise ValueError("this has run and command; keep one of them")
+        check_tools(self.skills)
         return self
 
 
