@@ -5,8 +5,8 @@ the shape of claude-code's ``--output-format stream-json``. Standard library onl
 an emulated CPU each import costs tens of milliseconds. `main.main(argv, env, stdin, stdout)` has no side
 effects at import, so that a warm process can import it, fork and call it.
 
-Not a sandbox and not a policy: what it may do is decided around it. It has no MCP client yet; MCP tools
-will enter where `tools.Toolbox` collects the built-in ones.
+Not a sandbox and not a policy: what it may do is decided around it. The tools of MCP servers (`mcp`) join the
+built-in ones in `tools.Toolbox`.
 """
 
 VERSION = "0.1.0"

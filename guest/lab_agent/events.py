@@ -30,7 +30,7 @@ class Events:
         self.session_id = new_id()
         self._begun = time.monotonic()
 
-    def init(self, *, cwd: str, model: str, tools: list[str], skills: list[str]) -> None:
+    def init(self, *, cwd: str, model: str, tools: list[str], skills: list[str], servers: list[str]) -> None:
         """The first event."""
         self._emit(
             {
@@ -38,7 +38,7 @@ class Events:
                 "subtype": "init",
                 "cwd": cwd,
                 "tools": tools,
-                "mcp_servers": [],
+                "mcp_servers": [{"name": name, "status": "connected"} for name in servers],
                 "model": model,
                 "permissionMode": "bypassPermissions",
                 "apiKeySource": "ANTHROPIC_API_KEY",

@@ -35,7 +35,6 @@ class Session:
             "model": model,
             "max_tokens": max_tokens,
             "system": [{"type": "text", "text": system, "cache_control": {"type": "ephemeral"}}],
-            "tools": toolbox.offered(),
         }
         self._messages: list[dict] = []
         self.turns = 0
@@ -49,7 +48,8 @@ class Session:
         """
         self._messages.append({"role": "user", "content": [{"type": "text", "text": prompt}]})
         while self.turns < max_turns:
-            reply = self._client.ask({**self._fixed, "messages": _with_cache_mark(self._messages)})
+            asked = {**self._fixed, "tools": self._toolbox.offered()}
+            reply = self._client.ask({**asked, "messages": _with_cache_mark(self._messages)})
             self.turns += 1
             for name in _COUNTED:
                 self.usage[name] += reply.usage.get(name, 0)

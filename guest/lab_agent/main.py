@@ -13,12 +13,16 @@ from lab_agent import VERSION, prompt, skills, tools
 from lab_agent.events import Events
 from lab_agent.http1 import HttpProblem, split_url
 from lab_agent.loop import Outcome, Session
+from lab_agent.mcp import McpProblem
 from lab_agent.messages import ApiProblem, Client
 from lab_agent.options import USAGE, Options, UsageProblem
+from lab_agent.tools import shell
 
 TYPE_CHECKING = False  # typing's own costs an import
 if TYPE_CHECKING:
     from typing import BinaryIO
+
+    from lab_agent.mcp.servers import Servers
 
 MAX_PROMPT = 4 << 20
 TERMINATED = 128 + SIGTERM
@@ -60,6 +64,15 @@ def _terminate(*_: object) -> None:
 
 
 def _run(options: Options, env: dict[str, str], stdin: BinaryIO, stdout: BinaryIO) -> int:
+    started: list[Servers] = []
+    try:
+        return _work(options, env, stdin, stdout, started)
+    finally:
+        for servers in started:
+            servers.kill()
+
+
+def _work(options: Options, env: dict[str, str], stdin: BinaryIO, stdout: BinaryIO, started: list[Servers]) -> int:
     events = Events(stdout, text_only=options.output_format == "text")
     client = session = None
     status = 1
@@ -67,9 +80,14 @@ def _run(options: Options, env: dict[str, str], stdin: BinaryIO, stdout: BinaryI
         base_url = env.get("ANTHROPIC_BASE_URL", "")
         split_url(base_url)
         client = Client(base_url, env.get("ANTHROPIC_API_KEY") or env.get("ANTHROPIC_AUTH_TOKEN") or "", events)
+        # Before all else: they start while this goes on.
+        started += _servers(options, env)
         text = stdin.read(MAX_PROMPT).decode(errors="replace") if options.prompt == "-" else options.prompt
         found = skills.find(env.get("HOME", "/nonexistent"))
         toolbox = tools.builtin(env)
+        for servers in started:
+            servers.connect()
+            toolbox.join(servers)
         cwd = os.getcwd()
         session = Session(
             client,
@@ -79,12 +97,18 @@ def _run(options: Options, env: dict[str, str], stdin: BinaryIO, stdout: BinaryI
             system=prompt.system_prompt(cwd, found, options.append_system_prompt),
             max_tokens=options.max_tokens,
         )
-        events.init(cwd=cwd, model=options.model, tools=toolbox.names, skills=[s.name for s in found])
+        events.init(
+            cwd=cwd,
+            model=options.model,
+            tools=toolbox.names,
+            skills=[s.name for s in found],
+            servers=[name for servers in started for name in servers.names],
+        )
         if not text.strip():
             raise HttpProblem("the prompt is empty")
         outcome = session.run(text, options.max_turns)
         status = int(outcome.is_error)
-    except (ApiProblem, HttpProblem) as e:
+    except (ApiProblem, HttpProblem, McpProblem) as e:
         outcome = Outcome(str(e), "error_during_execution")
     except _Terminated:
         outcome = Outcome("Stopped by SIGTERM.", "error_terminated")
@@ -99,4 +123,19 @@ def _run(options: Options, env: dict[str, str], stdin: BinaryIO, stdout: BinaryI
     )
     if outcome.is_error:
         sys.stderr.write(f"lab-agent: {outcome.text}\n")
+    else:
+        for servers in started:
+            servers.end()
     return status
+
+
+def _servers(options: Options, env: dict[str, str]) -> list[Servers]:
+    """The MCP servers that were asked for, if any, starting."""
+    if not options.mcp_config:
+        return []
+    # Not with the rest: most sessions have none.
+    from lab_agent.mcp import config
+    from lab_agent.mcp.servers import Servers
+
+    configs = config.read(options.mcp_config)
+    return [Servers(configs, shell.environment(env), start_s=options.mcp_start_s, call_s=options.mcp_call_s)]

@@ -8,9 +8,12 @@ from time import time_ns
 
 from wire import protocol as p
 
+from . import supervisor
+from .bundles import Bundles
 from .calls import Call, Handler, OpError
 from .files import Files
 from .loop import READ, Loop
+from .places import Places
 from .policy import Policy
 from .processes import Commands
 from .proxy import Proxy, dial_vsock
@@ -25,11 +28,32 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_prepared: list[Policy] = []
+
+
+def prepare() -> Policy:
+    """The policy that is in force until the host says another, made once: in a template before it is saved.
+
+    Raises OSError or OpError."""
+    if not _prepared:
+        supervisor.prepare()
+        _prepared.append(_policy(True, True))
+    return _prepared[0]
+
+
+def _policy(privileged: bool, enforced: bool) -> Policy:
+    places = Places(privileged=privileged)
+    places.prepare()
+    policy = Policy(places, enforced=enforced)
+    policy.set_default()
+    return policy
+
+
 class Agent:
     """All operations on one connection.
 
     `privileged` False is for tests on a host as an ordinary process, and nothing else: no user switch, no
-    cgroups, no Landlock unless `landlock` says so, no identity, no power-off.
+    cgroups, no Landlock and no seccomp unless `enforced` says so, no identity, no power-off.
     """
 
     def __init__(
@@ -37,7 +61,7 @@ class Agent:
         sock: raw_socket,
         *,
         privileged: bool = True,
-        landlock: bool = True,
+        enforced: bool = True,
         dial: Callable[[int], raw_socket] = dial_vsock,
         boot: dict[str, Any] | None = None,
     ) -> None:
@@ -47,10 +71,11 @@ class Agent:
         self.ended = ""
         """Why the connection ended."""
         self._loop = Loop()
-        policy = Policy(enforced=landlock)
+        policy = prepare() if privileged and enforced else _policy(privileged, enforced)
         self._commands = Commands(self._loop, policy, cgroups=privileged, switch_user=privileged)
         files = Files(switch_user=privileged)
         volumes = Volumes(privileged=privileged)
+        bundles = Bundles(self._loop, policy.places)
         self._server = Server(
             self._loop,
             sock,
@@ -63,7 +88,9 @@ class Agent:
                 p.OP_MKDIR: files.mkdir,
                 p.OP_LIST: files.list,
                 p.OP_REMOVE: files.remove,
-                p.OP_TELEMETRY: Telemetry(self._loop).operation,
+                p.OP_PACK: bundles.pack,
+                p.OP_UNPACK: bundles.unpack,
+                p.OP_TELEMETRY: Telemetry(self._loop, self._commands.look).operation,
                 p.OP_POLICY: policy.operation,
                 p.OP_IDENTITY: self._identity,
                 p.OP_PROXY: Proxy(self._loop, dial).operation,
@@ -73,8 +100,6 @@ class Agent:
             },
             self._closed,
         )
-        if landlock:
-            policy.set_commands(["/usr/"])
 
     def serve(self, decoder: Any = None, frames: list[Any] | None = None) -> str:
         """Serve until the connection ends or a shutdown is asked for; returns why. All commands are dead then,

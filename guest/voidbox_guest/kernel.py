@@ -1,6 +1,6 @@
-"""The system calls that Python has no name for: mount, prctl, Landlock, and the ioctls of boot.
+"""The system calls that Python has no name for: mount, prctl, and the ioctls of boot.
 
-Numbers and structures from the kernel's uapi headers (linux/landlock.h, linux/prctl.h, linux/random.h,
+Numbers and structures from the kernel's uapi headers (linux/mount.h, linux/prctl.h, linux/random.h,
 linux/sockios.h, linux/fs.h); those used here are the same on x86-64 and arm64, except where noted.
 """
 
@@ -10,18 +10,12 @@ import ctypes
 import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
+syscall = _libc.syscall
+syscall.restype = ctypes.c_long  # syscall(2), for what libc has no function for; see `check`
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 
 _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 15, 36, 38
-
-# System call numbers of 5.13 and later are the same everywhere (asm-generic/unistd.h).
-_LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
-_LANDLOCK_CREATE_RULESET_VERSION = 1
-_LANDLOCK_RULE_PATH_BENEATH = 1
-_LANDLOCK_ACCESS_FS_EXECUTE = 1
 
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -29,7 +23,8 @@ _UMOUNT_NOFOLLOW, _FIFREEZE = 8, 0xC0045877
 _RB_POWER_OFF = 0x4321FEDC
 
 
-def _check(result: int, what: str) -> int:
+def check(result: int, what: str) -> int:
+    """`result` of a system call, unless it failed. Raises OSError, about `what`."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
@@ -38,14 +33,14 @@ def _check(result: int, what: str) -> int:
 
 def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
     """mount(2). Raises OSError."""
-    _check(
+    check(
         _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode()), target
     )
 
 
 def unmount(target: str) -> None:
     """umount(2), without following a symbolic link. Raises OSError."""
-    _check(_libc.umount2(target.encode(), _UMOUNT_NOFOLLOW), target)
+    check(_libc.umount2(target.encode(), _UMOUNT_NOFOLLOW), target)
 
 
 def freeze(path: str) -> None:
@@ -63,69 +58,28 @@ def freeze(path: str) -> None:
 
 def become_subreaper() -> None:
     """Orphaned descendants become this process's children (prctl(2)), as they do for PID 1."""
-    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+    check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
 
 
 def no_new_privileges() -> None:
     """From here on execve(2) grants nothing: set-uid bits and file capabilities are ignored, for ever."""
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+    check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
 def set_name(name: bytes) -> None:
     """The name of this process in ps(1), at most 15 bytes."""
-    _check(_libc.prctl(_PR_SET_NAME, name, 0, 0, 0), "prctl")
+    check(_libc.prctl(_PR_SET_NAME, name, 0, 0, 0), "prctl")
 
 
 def make_undumpable() -> None:
     """From here to the next execve(2) only root may trace this process or read its memory."""
-    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
+    check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
 
 
 def power_off() -> None:
     """Write back and power off (reboot(2)). Returns only on failure."""
     os.sync()
     _libc.reboot(_RB_POWER_OFF)
-
-
-def landlock_abi() -> int:
-    """The kernel's Landlock version; 0 when it has none or it is switched off."""
-    version = _syscall(
-        _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_LANDLOCK_CREATE_RULESET_VERSION)
-    )
-    return max(0, version)
-
-
-def landlock_execute_only(paths: list[str]) -> int:
-    """A ruleset, as a close-on-exec descriptor, that allows to execute only what is at or below `paths`.
-
-    Everything but execution stays as it was. Raises OSError, with the path where one is to blame.
-    """
-    handled = ctypes.c_uint64(_LANDLOCK_ACCESS_FS_EXECUTE)
-    ruleset = _check(
-        _syscall(_LANDLOCK_CREATE_RULESET, ctypes.byref(handled), ctypes.c_size_t(8), ctypes.c_uint32(0)),
-        "landlock_create_ruleset",
-    )
-    try:
-        for path in paths:
-            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            try:
-                # struct landlock_path_beneath_attr is packed: u64 allowed_access, s32 parent_fd.
-                rule = _LANDLOCK_ACCESS_FS_EXECUTE.to_bytes(8, "little") + fd.to_bytes(4, "little")
-                _check(
-                    _syscall(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_PATH_BENEATH, rule, ctypes.c_uint32(0)),
-                    path,
-                )
-            finally:
-                os.close(fd)
-    except OSError:
-        os.close(ruleset)
-        raise
-    return ruleset
-
-
-def landlock_restrict(ruleset: int) -> None:
-    """Bind this process and all its children to `ruleset`; needs `no_new_privileges` first."""
-    _check(_syscall(_LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint32(0)), "landlock_restrict_self")
 
 
 def add_entropy(entropy: bytes) -> None:

@@ -32,10 +32,11 @@ def main() -> NoReturn:
 
 def _live() -> str:
     started = clock_gettime(CLOCK_BOOTTIME)
-    from . import boot, kernel
+    from . import boot, image, kernel
 
     boot.mount_all()
     boot.own_descriptors()
+    image.prepare()
     kernel.loopback_up()
     data, secret = boot.read_boot_data()
     cloned = bool(data.get("template"))
@@ -82,9 +83,10 @@ def _prepare() -> None:
     """Load what serving needs, and make room for the pipes of every command, which gets limits of its own."""
     import resource
 
-    from . import agent, trees  # noqa: F401 - loaded here, so that a template has it in memory
+    from . import agent, trees
 
     trees.prepare_cgroups()
+    agent.prepare()
     resource.setrlimit(resource.RLIMIT_NOFILE, (65536, 65536))
 
 

@@ -1,9 +1,8 @@
-"""What the agent may execute and how much it may use, enforced by the kernel on it and on all its children.
+"""What the agent may do, enforced by the kernel on it and on all its children; see docs/policy.md.
 
-The allowlist is a Landlock ruleset that handles the execute right alone (landlock(7)), made once per policy and
-entered by every agent command between fork and exec. Known limits, stated in SECURITY.md: Landlock does not see
-code that an allowed program reads and runs itself (an interpreter, the dynamic loader given a path), nor an exec
-from a memfd.
+Each policy becomes one set of `Rules`: a Landlock ruleset, a seccomp filter, limits, and caps of a control group.
+They are made when the policy is set, so that a command enters them by a handful of system calls between fork and
+exec.
 """
 
 from __future__ import annotations
@@ -11,24 +10,31 @@ from __future__ import annotations
 import os
 import resource
 
-from wire.protocol import BAD_REQUEST, NOT_FOUND, UNSUPPORTED
+from wire.protocol import AGENT_UID, BAD_REQUEST, NOT_FOUND, UNSUPPORTED
 
-from . import kernel
+from . import kernel, landlock, seccomp
 from .calls import Call, OpError, os_error
+from .files import As
+from .places import OWN, WORKSPACE, Places
+from .programs import Programs
+from .syscalls import GROUPS
+from .volumes import make_place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
-DEFAULT = ("/usr/",)
-LOADERS = (
-    "/lib64/ld-linux-x86-64.so.2",
-    "/lib/ld-linux-aarch64.so.1",
-    "/lib/ld-musl-x86_64.so.1",
-    "/lib/ld-musl-aarch64.so.1",
+MAX_PATHS = 1024
+_DEVICES = (
+    *("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"),
+    *("/dev/tty", "/dev/ptmx", "/dev/pts"),
 )
-"""ELF interpreters: the kernel needs the execute right on them to start any dynamic program."""
+"""What any program may write to; /dev/shm is its memory, and /proc guards itself."""
+_READABLE = (
+    *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/dev", "/proc"),
+    *("/sys/devices/system", "/sys/fs/cgroup"),
+)
+"""Programs, libraries, their configuration, and what the kernel says about itself."""
 
 _LIMITS = {
     "open_files": (resource.RLIMIT_NOFILE, 1),
@@ -51,94 +57,207 @@ def rlimits(given: object) -> dict[int, int]:
     return limits
 
 
-def find_program(name: str, path: str = PATH) -> str | None:
-    """The first executable file called `name` on `path`, or None."""
-    for directory in path.split(":"):
-        candidate = f"{directory}/{name}"
-        if directory and os.path.isfile(candidate) and os.access(candidate, os.X_OK):
-            return candidate
-    return None
+class Caps:
+    """Bounds on a command's tree: bytes of memory, processes, CPUs; None: no bound of its own."""
+
+    __slots__ = ("cpus", "memory", "pids")
+
+    def __init__(self, given: object) -> None:
+        if type(given) is not dict or not given.keys() <= {"memory_mb", "pids", "cpus"}:
+            raise OpError(BAD_REQUEST, "caps must be an object with memory_mb, pids and cpus")
+        memory, pids, cpus = given.get("memory_mb"), given.get("pids"), given.get("cpus")
+        if not all(v is None or (type(v) is int and 0 < v < 1 << 32) for v in (memory, pids)):
+            raise OpError(BAD_REQUEST, "memory_mb and pids must be null or positive integers")
+        if not (cpus is None or (type(cpus) in (int, float) and 0 < cpus < 4096)):
+            raise OpError(BAD_REQUEST, "cpus must be null or a positive number")
+        self.memory: int | None = None if memory is None else memory << 20
+        self.pids: int | None = pids
+        self.cpus: float | None = cpus
+
+
+class Rules:
+    """One policy, ready to be entered. Commands that began under it keep it."""
+
+    __slots__ = ("caps", "filter", "limits", "opened", "programs", "ruleset")
+
+    def __init__(
+        self,
+        programs: Programs | None = None,
+        *,
+        ruleset: int = -1,
+        code: bytes = b"",
+        opened: tuple[str, ...] = (),
+        limits: dict[int, int] | None = None,
+        caps: Caps | None = None,
+    ) -> None:
+        self.programs = programs or Programs(("/",))
+        self.ruleset, self.filter, self.opened = ruleset, code, opened
+        self.limits = {resource.RLIMIT_CORE: 0, **(limits or {})}
+        self.caps = caps or Caps({})
+
+    def with_limits(self, limits: dict[int, int], caps: Caps) -> Rules:
+        """The same with other limits and caps; it shares the ruleset."""
+        return Rules(
+            self.programs,
+            ruleset=self.ruleset,
+            code=self.filter,
+            opened=self.opened,
+            limits=limits,
+            caps=caps,
+        )
 
 
 class Policy:
     """The policy in force. `enforced` False (tests on a host without Landlock) keeps rlimits only."""
 
-    def __init__(self, *, enforced: bool = True) -> None:
+    def __init__(self, places: Places, *, enforced: bool = True) -> None:
+        self.places = self._places = places
         self._enforced = enforced
-        self._ruleset = -1
-        self._allowed: list[str] = []
-        self.limits: dict[int, int] = {resource.RLIMIT_CORE: 0}
+        self.rules = Rules()
+        self._is_default = False
 
     def operation(self, call: Call) -> dict[str, Any]:
         """Replace the policy; commands already running keep theirs. Nothing changes on an error."""
-        commands = call.request.get("commands")
-        if commands is None:
-            wanted = list(DEFAULT)
-        elif type(commands) is list and len(commands) <= 1024 and all(type(c) is str for c in commands):
-            wanted = commands
-        else:
-            raise OpError(BAD_REQUEST, "commands must be null or a list of at most 1024 strings")
-        limits = rlimits(call.request.get("rlimits", {}))
-        self.set_commands(wanted)
-        self.limits = {resource.RLIMIT_CORE: 0, **limits}
-        return {"landlock": kernel.landlock_abi() if self._enforced else 0}
+        commands = _strings(call, "commands")
+        opened = _strings(call, "syscalls") or []
+        if not set(opened) <= GROUPS.keys():
+            raise OpError(BAD_REQUEST, "syscalls names a group that this guest agent does not know")
+        read, write, places = _paths(call, "read"), _paths(call, "write"), _paths(call, "places") or []
+        limits, caps = rlimits(call.request.get("rlimits", {})), Caps(call.request.get("caps", {}))
+        plain = commands is read is write is None and not (opened or places)
+        if plain and self._is_default and not self._places.disks():
+            # What a template was saved with, so that most boxes have nothing to make.
+            self.rules = self.rules.with_limits(limits, caps)
+            return self._told()
+        programs = Programs(commands)
+        self._is_default = False
+        self.set(programs, read=read, write=write, places=places, opened=tuple(opened), limits=limits, caps=caps)
+        return self._told()
 
-    def set_commands(self, wanted: list[str]) -> None:
-        """Allow `wanted`: names on PATH, absolute files, or directories that end in ``/``."""
-        paths, missing = [], []
-        for entry in wanted:
-            path = entry if entry.startswith("/") else find_program(entry)
-            if path is None or not os.path.exists(path) or entry.endswith("/") is not os.path.isdir(path):
-                missing.append(entry)
-            else:
-                paths.append(os.path.realpath(path) + ("/" if entry.endswith("/") else ""))
-        if missing:
-            raise OpError(NOT_FOUND, f"the policy allows what is not in this image: {', '.join(missing)[:500]}")
-        self._allowed = paths
-        if not self._enforced:
-            return
-        if not kernel.landlock_abi():
-            raise OpError(UNSUPPORTED, "the guest kernel has no Landlock, so no command allowlist can be enforced")
+    def _told(self) -> dict[str, Any]:
+        return {"landlock": landlock.abi() if self._enforced else 0, "seccomp": bool(self.rules.filter)}
+
+    def set_default(self) -> None:
+        """The policy for who says none, and most do. Raises OpError."""
+        if self._enforced:
+            self.set(Programs())
+            self._is_default = True
+
+    def set(
+        self,
+        programs: Programs,
+        *,
+        read: list[str] | None = None,
+        write: list[str] | None = None,
+        places: list[str] | None = None,
+        opened: tuple[str, ...] = (),
+        limits: dict[int, int] | None = None,
+        caps: Caps | None = None,
+    ) -> None:
+        """Put a policy in force.
+
+        Args:
+            read: what may be read, besides `_READABLE` and the agent's own; None: anything.
+            write: what may be written, besides `_DEVICES`; None: the agent's own and the writable disks.
+            places: directories that are the agent's own as well; made if they are not there.
+
+        Raises:
+            OpError: a path is not there, or the kernel has no Landlock.
+        """
+        rules = Rules(programs if self._enforced else None, opened=opened, limits=limits, caps=caps)
+        for path in [*(places or ()), *(p for p in write or () if _is_own(p))]:
+            self._make(path)
+        if self._enforced:
+            if not landlock.abi():
+                raise OpError(UNSUPPORTED, "the guest kernel has no Landlock, so the policy cannot be enforced")
+            handled, granted = self._granted(programs, read, write, places or [])
+            try:
+                rules.ruleset = landlock.ruleset(handled, granted)
+            except OSError as error:
+                raise os_error(error, str(error.filename)) from None
+            # What memory its supervisor would have to wait for, it must not read.
+            rules.filter = seccomp.program(opened, ask_exec=not {"mount", "userfaultfd"} & set(opened))
         try:
-            ruleset = kernel.landlock_execute_only(paths + [p for p in LOADERS if os.path.exists(p)])
+            self._places.close(programs)
         except OSError as error:
+            if rules.ruleset >= 0:
+                os.close(rules.ruleset)
             raise os_error(error, str(error.filename)) from None
-        if self._ruleset >= 0:
-            os.close(self._ruleset)
-        self._ruleset = ruleset
+        before, self.rules = self.rules, rules
+        if before.ruleset >= 0:
+            os.close(before.ruleset)
 
-    def enter(self) -> None:
-        """Bind the calling process, for ever. Called between fork and exec, last of all."""
+    def _granted(
+        self, programs: Programs, read: list[str] | None, write: list[str] | None, places: list[str]
+    ) -> tuple[int, dict[str, int]]:
+        """The rights a ruleset is to handle, and what it grants by path."""
+        handled, granted = landlock.EXECUTE | landlock.WRITE, dict.fromkeys(programs.paths, landlock.EXECUTE)
+
+        def grant(paths: Any, rights: int, *, named: bool = False) -> None:
+            for path in paths:
+                if os.path.exists(path):
+                    granted[path] = granted.get(path, 0) | rights
+                elif named:
+                    raise OpError(NOT_FOUND, f"the policy names {path}, which is not in this box")
+
+        grant(programs.loaders, landlock.EXECUTE)
+        grant((*_DEVICES, "/dev/shm", "/proc"), landlock.WRITABLE)
+        writable = [place for place, read_only in self._places.disks() if not read_only]
+        if write is None:
+            grant((*WORKSPACE, *places, *writable), landlock.WRITABLE)
+        else:
+            grant(write, landlock.WRITABLE, named=True)
+        if read is not None:
+            handled |= landlock.READ
+            grant((*_READABLE, *OWN, *places, *writable, *programs.paths), landlock.READ)
+            grant((*read, *(write or ())), landlock.READ, named=True)
+        return handled, granted
+
+    def _make(self, path: str) -> None:
+        """A directory at `path`, the agent's, if nothing is there. Raises OpError."""
+        uid = AGENT_UID if self._places.privileged else None
+        try:
+            if os.path.lexists(path):
+                return
+            if _is_own(path):
+                # As the agent, who may have laid out links there.
+                with As(uid):
+                    os.makedirs(path)
+                return
+            make_place(path)
+            if uid is not None:
+                os.chown(path, uid, uid)
+        except OSError as error:
+            raise os_error(error, path) from None
+
+    def enter(self) -> int:
+        """Bind the calling process, for ever. Called between fork and exec, last of all.
+
+        Returns the descriptor by which the supervisor listens, close-on-exec; -1 if nothing is to be told.
+        """
         kernel.no_new_privileges()
-        if self._ruleset >= 0:
-            kernel.landlock_restrict(self._ruleset)
-
-    def refusal(self, path: str) -> str | None:
-        """Why executing `path` is denied, as one sentence, or None if the allowlist is not the reason."""
-        if self._ruleset < 0:
-            return None
-        real = os.path.realpath(path)
-        if not self._covers(real):
-            return f"the command allowlist of this stage does not name {path}; add it to the policy's commands"
-        interpreter = _interpreter(real)
-        if interpreter and not self._covers(os.path.realpath(interpreter)):
-            return f"{path} is a script for {interpreter}, which the command allowlist of this stage does not name"
-        return None
-
-    def _covers(self, real: str) -> bool:
-        return any(real.startswith(a) if a.endswith("/") else real == a for a in self._allowed)
+        if self.rules.ruleset >= 0:
+            landlock.restrict(self.rules.ruleset)
+        return seccomp.install(self.rules.filter) if self.rules.filter else -1
 
 
-def _interpreter(path: str) -> str | None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        line = os.read(fd, 256).split(b"\n", 1)[0]
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    words = line[2:].split() if line.startswith(b"#!") else []
-    return os.fsdecode(words[0]) if words else None
+def _is_own(path: str) -> bool:
+    return any(path.startswith(place + "/") for place in WORKSPACE)
+
+
+def _strings(call: Call, key: str) -> list[str] | None:
+    """A field that is null or a list of strings."""
+    value = call.request.get(key)
+    if value is None or (
+        type(value) is list and len(value) <= MAX_PATHS and all(type(v) is str and "\0" not in v for v in value)
+    ):
+        return value
+    raise OpError(BAD_REQUEST, f"{key} must be null or a list of at most {MAX_PATHS} strings without NUL")
+
+
+def _paths(call: Call, key: str) -> list[str] | None:
+    """A field that is null or a list of normal absolute paths."""
+    value = _strings(call, key)
+    if any(not path.startswith("/") or os.path.normpath(path) != path for path in value or ()):
+        raise OpError(BAD_REQUEST, f"{key} must hold absolute, normal paths")
+    return value

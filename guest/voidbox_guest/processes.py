@@ -23,8 +23,8 @@ from wire.protocol import (
     NOT_FOUND,
 )
 
+from . import image, terminal
 from . import policy as policies
-from . import terminal
 from .calls import Call, OpError, os_error
 from .running import Running
 from .spawn import Command
@@ -101,6 +101,11 @@ class Commands:
                 running.exited(status)
         self._sweep()
 
+    def look(self) -> None:
+        """Have every command tell what it was denied; from time to time, besides at its end."""
+        for running in self._running.values():
+            running.look()
+
     def bury(self, tree: CgroupTree | SessionTree) -> None:
         """Remove `tree` as soon as the last of its processes is reaped."""
         if not tree.remove():
@@ -139,7 +144,7 @@ class Commands:
             raise OpError(BAD_REQUEST, "user must be agent or root")
         agent = user == "agent"
         home = AGENT_HOME if agent else "/root"
-        full = {"PATH": policies.PATH, "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8", **env}
+        full = {**image.environment(), "HOME": home, "USER": user, "LOGNAME": user, **env}
         limits = policies.rlimits(call.request.get("rlimits", {}))
         pty = call.request.get("pty")
         return Command(
@@ -147,7 +152,7 @@ class Commands:
             {os.fsencode(k): os.fsencode(v) for k, v in full.items()},
             os.fsencode(call.path("cwd", "/workspace")),
             (AGENT_UID if agent else 0) if self._switch_user else None,
-            {**self._policy.limits, **limits} if agent else limits,
+            {**self._policy.rules.limits, **limits} if agent else limits,
             self._policy if agent else None,
             None if pty is None else terminal.size_of(pty),
         )
@@ -161,9 +166,8 @@ class Commands:
             return OpError(NOT_FOUND, f"there is no program {program} in this image")
         if stage == "exec" and number == EACCES:
             for path in command.candidates():
-                reason = (
-                    self._policy.refusal(os.fsdecode(path)) if os.path.exists(path) and command.policy else None
-                )
+                where = os.path.join(os.fsdecode(command.cwd), os.fsdecode(path))
+                reason = command.policy and command.policy.rules.programs.refusal(where)
                 if reason:
                     return OpError(DENIED, reason, rule="commands")
             return OpError(DENIED, f"{program} is not executable for this user")

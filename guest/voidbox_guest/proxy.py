@@ -1,6 +1,6 @@
-"""The way to the host's gateway: TCP on 127.0.0.1 inside the box, spliced to vsock connections.
+"""The ways to the host's gateway and egress proxy: TCP on 127.0.0.1 inside the box, spliced to vsock connections.
 
-Bytes only, no HTTP: what may pass is the gateway's business. Each direction holds at most one buffer, so a slow
+Bytes only, no HTTP: what may pass is the host's business. Each direction holds at most one buffer, so a slow
 side slows the other instead of filling memory.
 """
 
@@ -11,7 +11,7 @@ from _socket import AF_INET, SO_ERROR, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_STREAM, 
 from _socket import socket as raw_socket
 from errno import EAGAIN, EINPROGRESS
 
-from wire.protocol import BUSY, MAX_PROXIED, PROXY_PORT
+from wire.protocol import BUSY, MAX_PROXIED, MAX_PROXIES, PROXY_PORT
 
 from .calls import Call, OpError
 from .loop import BROKEN, READ, WRITE
@@ -30,22 +30,20 @@ SHUT_WR = 1
 
 
 class Proxy:
-    """One listener. `dial(port)` gives a non-blocking socket that is connecting to the host's `port`."""
+    """Listeners by port. `dial(port)` gives a non-blocking socket that is connecting to the host's `port`."""
 
     def __init__(self, loop: Loop, dial: Callable[[int], raw_socket]) -> None:
         self._loop, self._dial = loop, dial
-        self._listener: raw_socket | None = None
-        self._splices: set[_Splice] = set()
-        self._port = 0
+        self._doors: dict[int, _Door] = {}
 
     def operation(self, call: Call) -> dict[str, Any]:
-        """Listen on `listen` (0: any) and carry every connection to the host's `port`; replaces what was."""
+        """Listen on `listen` (0: any) and carry every connection to the host's `port`; replaces what was there."""
         listen = call.integer("listen", PROXY_PORT, 0, 65535)
-        self._port = call.integer("port", self._port, 1, 0xFFFFFFFE)
-        if self._listener is not None:
-            self._loop.forget(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
+        port = call.integer("port", 0, 1, 0xFFFFFFFE)
+        if listen in self._doors:
+            self._doors.pop(listen).close()
+        if len(self._doors) >= MAX_PROXIES:
+            raise OpError(BUSY, f"this box listens on {MAX_PROXIES} ports for the host already")
         listener = raw_socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC)
         try:
             listener.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -57,12 +55,25 @@ class Proxy:
             raise OpError(
                 BUSY, f"127.0.0.1:{listen} cannot be listened on: {os.strerror(error.errno or 0)}"
             ) from None
-        self._listener = listener
-        self._loop.watch(listener.fileno(), READ, self._accept)
-        return {"listen": listener.getsockname()[1]}
+        listen = listener.getsockname()[1]
+        self._doors[listen] = _Door(self._loop, listener, port, self._dial)
+        return {"listen": listen}
+
+
+class _Door:
+    """One listener and what came in by it: a crowd at one port does not keep anybody from another."""
+
+    def __init__(self, loop: Loop, listener: raw_socket, port: int, dial: Callable[[int], raw_socket]) -> None:
+        self._loop, self._listener, self._port, self._dial = loop, listener, port, dial
+        self._splices: set[_Splice] = set()
+        loop.watch(listener.fileno(), READ, self._accept)
+
+    def close(self) -> None:
+        """Take no more; what is open goes on."""
+        self._loop.forget(self._listener.fileno())
+        self._listener.close()
 
     def _accept(self, _: int) -> None:
-        assert self._listener is not None
         try:
             fd, _address = self._listener._accept()  # type: ignore[attr-defined]  # what socket.accept() calls
         except OSError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from _collections import deque
 from _signal import SIGHUP, SIGKILL, SIGTERM
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 from errno import EIO
 from select import POLLHUP, poll
 from time import monotonic
@@ -23,14 +24,15 @@ from wire.protocol import (
     STDOUT,
 )
 
-from . import terminal
+from . import oversight, terminal
 from .calls import Call, Handler, OpError
 from .loop import BROKEN, READ, WRITE
-from .spawn import MAX_REPORT, Command, spawn
+from .spawn import LISTENER, MAX_REPORT, Command, spawn
 from .streams import open_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket as raw_socket
     from typing import Any
 
     from .loop import Loop, Timer
@@ -56,6 +58,7 @@ class Running(Handler):
         "_oom",
         "_outputs",
         "_over",
+        "_oversight",
         "_pid",
         "_report",
         "_start_time",
@@ -76,7 +79,7 @@ class Running(Handler):
         self._with_stdin, self._timeout = with_stdin, timeout
         self._begun = False
         self._pid = 0
-        self._report = -1
+        self._report: raw_socket | None = None
         self._stdin = -1
         self._stdin_queue: deque[memoryview] = deque()
         self._stdin_ended = False
@@ -94,33 +97,36 @@ class Running(Handler):
         """Start, unless it was cancelled while it queued; whether it is now between fork and exec."""
         if not self._call.closed:
             self._call.guarded(self._start)
-        return self._report >= 0
+        return self._report is not None
 
     def _start(self) -> None:
         """Fork. Raises OSError with nothing left behind."""
         self._tree = self._commands.make_tree()
         opened: list[int] = []
         try:
+            oversight.cap(self._tree, self._command)
             streams, self._stdin, outputs = open_streams(self._command, self._with_stdin, opened)
-            self._report, child_report = os.pipe2(os.O_CLOEXEC)
-            opened += self._report, child_report
+            self._report, child_report = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
             self._start_time = monotonic()
             self._pid = spawn(self._command, *streams, child_report, self._tree.enter_fd)
         except OSError:
             for fd in opened:
                 os.close(fd)
-            self._stdin = self._report = -1
+            self._stdin, self._report = -1, None
             self._commands.bury(self._tree)
             raise
         self._begun = True
         self._tree.entered(self._pid)
+        self._oversight = oversight.Oversight(self._loop, self._call, self._command, self._tree)
         self._commands.started(self._pid, self)
-        for fd in {*streams, child_report}:
+        child_report.close()
+        for fd in set(streams):
             os.close(fd)
         self._outputs = outputs
-        for fd in (*outputs.values(), self._report):
+        for fd in outputs.values():
             os.set_blocking(fd, False)
-        self._loop.watch(self._report, READ, self._reported)
+        self._report.setblocking(False)
+        self._loop.watch(self._report.fileno(), READ, self._reported)
         for channel, fd in outputs.items():
             self._listen(channel, fd)
         if STDERR not in outputs:
@@ -135,10 +141,17 @@ class Running(Handler):
     # from the child
 
     def _reported(self, _: int) -> None:
+        assert self._report is not None
+        report = LISTENER
         try:
-            report = os.read(self._report, MAX_REPORT)
+            while report == LISTENER:
+                report, passed, _, _ = self._report.recvmsg(MAX_REPORT, 64)
+                for _, _, descriptor in passed:
+                    self._oversight.listen(int.from_bytes(descriptor[:4], "little"))
         except BlockingIOError:
             return
+        except ConnectionResetError:  # it is gone without a word
+            report = b""
         self._close_report()
         if not report:
             self._call.event({"started": self._pid})
@@ -148,11 +161,15 @@ class Running(Handler):
         self._dropped = True
         self._call.fail(error)
 
+    def look(self) -> None:
+        """Tell the host what the policy denied until now."""
+        self._oversight.flush()
+
     def _close_report(self) -> None:
-        if self._report >= 0:
-            self._loop.forget(self._report)
-            os.close(self._report)
-            self._report = -1
+        if self._report is not None:
+            self._loop.forget(self._report.fileno())
+            self._report.close()
+            self._report = None
             self._commands.has_begun()
 
     def _listen(self, channel: int, fd: int) -> None:
@@ -200,8 +217,9 @@ class Running(Handler):
         """The leader was reaped."""
         self._end_time = monotonic()
         self._status = status
-        if self._report >= 0:
+        if self._report is not None:
             self._reported(0)
+        self.look()
         if status:
             try:
                 self._oom = self._tree.out_of_memory()
@@ -222,9 +240,11 @@ class Running(Handler):
             return
         self._over = True
         self._cancel_timers()
+        self.look()
         if not self._tree.remove():
             self._signal(SIGKILL)
             self._commands.bury(self._tree)
+        self._oversight.close()
         self._close_stdin()
         self._close_report()
         if self._dropped:

@@ -2,7 +2,8 @@
 
 The child runs a few dozen lines of this warm interpreter and becomes the program; nothing is started twice. The
 default agent is not even started once: see `warm`.
-What fails between fork and exec comes back through a close-on-exec pipe as ``stage:errno``.
+What fails between fork and exec comes back through a close-on-exec socket as ``stage:errno``. The same way comes
+the descriptor on which the supervisor of the policy listens, just before the program runs.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from _signal import SIG_DFL, SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM,
 from errno import EACCES, ENOENT, ENOTDIR
 
 from . import terminal, warm
-from .policy import PATH
+from .image import PATH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket as raw_socket
+
     from .policy import Policy
 
 MAX_REPORT = 64
+LISTENER = b"listener"
+"""The report that carries the supervisor's descriptor."""
 
 
 class Command:
@@ -49,11 +54,11 @@ class Command:
         return [directory + b"/" + name for directory in path.split(b":") if directory]
 
 
-def spawn(command: Command, stdin: int, stdout: int, stderr: int, report: int, cgroup: int) -> int:
+def spawn(command: Command, stdin: int, stdout: int, stderr: int, report: raw_socket, cgroup: int) -> int:
     """Fork and, in the child, become `command`. Returns the child's pid.
 
-    The descriptors are the child's ends, all three one terminal if `command` has a size; `report` is the write end
-    of the error pipe, `cgroup` an open cgroup.procs or -1. Raises OSError if fork(2) fails.
+    The descriptors are the child's ends, all three one terminal if `command` has a size; `report` is the
+    child's end of a socket for messages, `cgroup` an open cgroup.procs or -1. Raises OSError if fork(2) fails.
     """
     pid = os.fork()
     if pid:
@@ -82,11 +87,18 @@ def spawn(command: Command, stdin: int, stdout: int, stderr: int, report: int, c
         os.chdir(command.cwd)
         stage = "policy"
         if command.policy is not None:
-            command.policy.enter()
+            listener = command.policy.enter()
+            if listener >= 0:
+                # SOL_SOCKET, SCM_RIGHTS (unix(7)).
+                report.sendmsg([LISTENER], [(1, 1, listener.to_bytes(4, "little"))])
+                os.close(listener)
         stage = "exec"
         number = ENOENT
-        for path in command.candidates():
+        candidates = command.candidates()
+        for path in candidates:
             try:
+                if len(candidates) > 1:
+                    os.stat(path)  # cheaper than having the supervisor asked about it
                 if warm.stands_for(path, command.policy):
                     warm.become(path, command)
                 os.execve(path, command.argv, command.env)
@@ -97,11 +109,11 @@ def spawn(command: Command, stdin: int, stdout: int, stderr: int, report: int, c
                     break
                 if error.errno == EACCES:
                     number = EACCES
-        os.write(report, f"exec:{number}".encode())
+        report.send(f"exec:{number}".encode())
     except OSError as error:
-        os.write(report, f"{stage}:{error.errno or 0}".encode())
+        report.send(f"{stage}:{error.errno or 0}".encode())
     except BaseException as error:
-        os.write(report, f"{stage}:0:{type(error).__name__}".encode()[:MAX_REPORT])
+        report.send(f"{stage}:0:{type(error).__name__}".encode()[:MAX_REPORT])
     finally:
         os._exit(127)
 

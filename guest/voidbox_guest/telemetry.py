@@ -15,6 +15,7 @@ from .calls import Call, Handler, OpError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .loop import Loop, Timer
@@ -139,21 +140,23 @@ def _network() -> tuple[int, int]:
 class Telemetry:
     """The telemetry operation."""
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    def __init__(self, loop: Loop, look: Callable[[], None]) -> None:
+        self._loop, self._look = loop, look
 
     def operation(self, call: Call) -> None:
         """Send a sample at once, then one per interval, until cancelled."""
-        subscription = _Subscription(self._loop, call, call.number("interval_s", 1.0, MIN_INTERVAL_S, 3600.0))
+        subscription = _Subscription(
+            self._loop, self._look, call, call.number("interval_s", 1.0, MIN_INTERVAL_S, 3600.0)
+        )
         call.handler = subscription
         subscription.tick()
 
 
 class _Subscription(Handler):
-    __slots__ = ("_call", "_interval", "_loop", "_sampler", "_timer")
+    __slots__ = ("_call", "_interval", "_look", "_loop", "_sampler", "_timer")
 
-    def __init__(self, loop: Loop, call: Call, interval: float) -> None:
-        self._loop, self._call, self._interval = loop, call, interval
+    def __init__(self, loop: Loop, look: Callable[[], None], call: Call, interval: float) -> None:
+        self._loop, self._look, self._call, self._interval = loop, look, call, interval
         self._sampler = Sampler()
         self._timer: Timer | None = None
 
@@ -161,6 +164,7 @@ class _Subscription(Handler):
         # A host that does not read gets no more samples: they are not covered by credit.
         if self._call.room(0):
             self._call.event(self._sampler.sample())
+        self._look()
         if not self._call.closed:
             self._timer = self._loop.after(self._interval, lambda: self._call.guarded(self.tick))
 

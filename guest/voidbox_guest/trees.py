@@ -14,6 +14,8 @@ from . import kernel
 
 ROOT = "/sys/fs/cgroup"
 EXECS = ROOT + "/execs"
+CPU_PERIOD_US = 100_000
+"""cpu.max is said per this time; the kernel's own default."""
 RESERVE_KB = 40 * 1024
 """Memory that commands may not use: the kernel and this agent must work when they are out of it."""
 
@@ -34,6 +36,15 @@ def _read(path: str) -> bytes:
         os.close(fd)
 
 
+def _count(path: str, key: bytes) -> int:
+    """The counter `key` of a file of counters."""
+    for line in _read(path).splitlines():
+        name, _, number = line.partition(b" ")
+        if name == key:
+            return int(number)
+    return 0
+
+
 def prepare_cgroups() -> None:
     """Mount cgroup2 and bound the memory of all commands together.
 
@@ -45,10 +56,10 @@ def prepare_cgroups() -> None:
         kernel.mount(
             "cgroup2", ROOT, "cgroup2", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, "favordynmods"
         )
-    _write(ROOT + "/cgroup.subtree_control", "+memory +pids")
+    _write(ROOT + "/cgroup.subtree_control", "+memory +pids +cpu")
     if not os.path.isdir(EXECS):
         os.mkdir(EXECS)
-    _write(EXECS + "/cgroup.subtree_control", "+memory")
+    _write(EXECS + "/cgroup.subtree_control", "+memory +pids")
     total = int(_read("/proc/meminfo").split(None, 2)[1])
     _write(EXECS + "/memory.max", f"{max(total - RESERVE_KB, total // 2) * 1024}")
 
@@ -73,6 +84,28 @@ class CgroupTree:
         os.close(self.enter_fd)
         self.enter_fd = -1
 
+    def cap(self, memory: int | None, pids: int | None, cpus: float | None) -> None:
+        """Bound all processes together: bytes of memory, processes and threads, CPUs. Raises OSError.
+
+        memory.oom.group stays off: the kernel kills the largest process, which is the hog, and an agent lives to
+        read that its tool was killed.
+        """
+        if memory is not None:
+            _write(self._path + "/memory.max", str(memory))
+            swap = self._path + "/memory.swap.max"
+            if os.path.exists(swap):  # only with CONFIG_SWAP
+                _write(swap, "0")
+        if pids is not None:
+            _write(self._path + "/pids.max", str(pids))
+        if cpus is not None:
+            # Enabled here, since accounting of CPU time costs every switch between commands something.
+            _write(EXECS + "/cgroup.subtree_control", "+cpu")
+            _write(self._path + "/cpu.max", f"{max(1000, round(cpus * CPU_PERIOD_US))} {CPU_PERIOD_US}")
+
+    def hits(self) -> tuple[int, int]:
+        """How many processes were killed for want of memory, and how many forks were refused. Raises OSError."""
+        return _count(self._path + "/memory.events", b"oom_kill"), _count(self._path + "/pids.events", b"max")
+
     def signal(self, number: int) -> None:
         """Send signal `number` to every process; SIGKILL reaches even what is being forked just now."""
         if number == SIGKILL:
@@ -83,10 +116,7 @@ class CgroupTree:
 
     def out_of_memory(self) -> bool:
         """Whether the kernel's OOM killer took a process of this tree."""
-        return any(
-            line.startswith(b"oom_kill ") and line != b"oom_kill 0"
-            for line in _read(self._path + "/memory.events").splitlines()
-        )
+        return _count(self._path + "/memory.events", b"oom_kill") > 0
 
     def remove(self) -> bool:
         """Remove the emptied tree; False while something in it is still dying."""
@@ -109,6 +139,13 @@ class SessionTree:
     def __init__(self, name: str) -> None:
         self.enter_fd = -1
         self._leader = 0
+
+    def cap(self, memory: int | None, pids: int | None, cpus: float | None) -> None:
+        """Nothing bounds a tree without a cgroup; rlimits do what they can."""
+
+    def hits(self) -> tuple[int, int]:
+        """Unknown without a cgroup."""
+        return 0, 0
 
     def entered(self, pid: int) -> None:
         """The leader `pid` was forked; it is about to call setsid(2)."""

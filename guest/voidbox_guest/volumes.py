@@ -45,7 +45,7 @@ class Volumes:
             raise OpError(UNSUPPORTED, "an unprivileged agent mounts nothing")
         device = find(serial)
         make_place(path)
-        flags = kernel.MS_NOSUID | kernel.MS_NODEV | (kernel.MS_RDONLY if read_only else 0)
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC | (kernel.MS_RDONLY if read_only else 0)
         # With discard, what is deleted here takes no room on the host's disk any more.
         options = "errors=remount-ro" + ("" if read_only else ",discard")
         try:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .policy import Policy
     from .spawn import Command
 
-LAUNCHER = "/usr/lib/voidbox/lab_agent/launcher.py"
-"""What the image's own /usr/bin/lab-agent is a copy of; one that a layer or root has put there is not."""
+LAUNCHERS = ("/usr/lib/voidbox/lab_agent/launcher.py", "/usr/lib/voidbox/lab_agent/launcher.sh")
+"""What the image's own lab-agent is a copy of; one that a layer or root has put there is not."""
 _MAX_FD = 1 << 20
 _MAX_LAUNCHER = 4096
 
@@ -54,11 +54,11 @@ def stands_for(path: bytes, policy: Policy | None) -> bool:
     if not path.endswith(b"lab-agent") or not os.access(path, os.X_OK):
         return False
     try:
-        if _text(path) != _text(LAUNCHER):
+        if _text(path) not in [_text(launcher) for launcher in LAUNCHERS if os.path.exists(launcher)]:
             return False
     except OSError:
         return False
-    return policy is None or policy.refusal(os.fsdecode(path)) is None
+    return policy is None or policy.rules.programs.refusal(os.fsdecode(path)) is None
 
 
 def _text(path: bytes | str) -> bytes:

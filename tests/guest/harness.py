@@ -38,18 +38,27 @@ def dial(port):
     out.connect(sys.argv[4] + "/" + str(port))
     out.setblocking(False)
     return out
-agent.Agent(sock, privileged=False, landlock=False, dial=dial).serve(None, early)
+agent.Agent(sock, privileged=False, enforced=sys.argv[6] == "enforced", dial=dial).serve(None, early)
 """
 
 
-def start_guest(directory: Path, patch: str = "") -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """The host's end of the control connection, and the agent's process, which runs `patch` first."""
+def start_guest(
+    directory: Path, patch: str = "", *, enforced: bool = False
+) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """The host's end of the control connection, and the agent's process, which runs `patch` first.
+
+    With `enforced` it binds commands by this host's Landlock and seccomp.
+    """
     host, guest = socket.socketpair()
     wire = directory / "lib"
     wire.mkdir()
     (wire / "wire").symlink_to(Path(__file__).parents[2] / "voidbox_lab" / "wire")
     argv = [sys.executable, "-I", "-S", "-c", _SERVE, str(data_dir("guest")), str(wire), str(guest.fileno())]
-    process = subprocess.Popen([*argv, str(directory), patch], pass_fds=[guest.fileno()], env={"LEAK": "1"})
+    process = subprocess.Popen(
+        [*argv, str(directory), patch, "enforced" if enforced else ""],
+        pass_fds=[guest.fileno()],
+        env={"LEAK": "1"},
+    )
     guest.close()
     return host, process
 
@@ -71,9 +80,9 @@ async def connected(sock: socket.socket) -> AsyncIterator[Connection]:
 
 
 @asynccontextmanager
-async def guest_box(directory: Path, patch: str = "") -> AsyncIterator[Box]:
+async def guest_box(directory: Path, patch: str = "", *, enforced: bool = False) -> AsyncIterator[Box]:
     """A `Box` whose guest is a process on this host."""
-    sock, process = start_guest(directory, patch)
+    sock, process = start_guest(directory, patch, enforced=enforced)
     try:
         async with connected(sock) as connection:
 

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -22,6 +23,7 @@ from voidbox_lab.resources import data_dir
 from voidbox_lab.spec import Policy
 from voidbox_lab.wire import frames as f
 from voidbox_lab.wire.jsonlite import dumps
+from voidbox_lab.wire.protocol import MAX_PROXIES
 
 
 @pytest.fixture
@@ -130,6 +132,35 @@ async def test_proxy_carries_bytes_both_ways_with_half_close(box: Box, tmp_path:
             sending.start_soon(send)
             back = b"".join([chunk async for chunk in client])
         assert back == data
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_proxy_has_a_port_for_each_way(box: Box, tmp_path: Path) -> None:
+    """Each leads where it was told to; asked again, a port leads elsewhere; there are only so many."""
+
+    async def name(number: int, stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.send(b"%d" % number)
+
+    async def hears(port: int) -> bytes:
+        async with await anyio.connect_tcp("127.0.0.1", port) as client:
+            return await client.receive()
+
+    async with anyio.create_task_group() as tasks:
+        for number in (77, 78):
+            listener = await anyio.create_unix_listener(tmp_path / str(number))
+            tasks.start_soon(listener.serve, partial(name, number))
+        first, second = [
+            (await box._connection.request("proxy", listen=0, port=number))["listen"] for number in (77, 78)
+        ]
+        assert [await hears(first), await hears(second)] == [b"77", b"78"]
+        await box._connection.request("proxy", listen=first, port=78)
+        assert [await hears(first), await hears(second)] == [b"78", b"78"]
+        for _ in range(MAX_PROXIES - 2):
+            await box._connection.request("proxy", listen=0, port=77)
+        with pytest.raises(LimitExceeded, match=f"{MAX_PROXIES} ports"):
+            await box._connection.request("proxy", listen=0, port=77)
         tasks.cancel_scope.cancel()
 
 

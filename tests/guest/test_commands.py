@@ -262,7 +262,8 @@ async def test_orphans_are_reaped(tmp_path: Path) -> None:
 
 async def test_commands_that_fail_to_start_leave_nothing_in_the_agent(box: Box) -> None:
     """No descriptor per failure, however it failed."""
-    count = ["sh", "-c", "ls /proc/$PPID/fd | wc -l"]
+    # The guest agent gets a moment to see that the command which counts has started.
+    count = ["sh", "-c", "sleep 0.2; ls /proc/$PPID/fd | wc -l"]
     before = int((await box.run(count, cwd="/")).stdout)
     for _ in range(5):
         for argv, cwd in ((["no-such"], "/"), (["/etc/passwd"], "/"), (["true"], "/no/such")):

@@ -124,7 +124,7 @@ def _install(directory: Path, code: Path) -> str:
         path.write_text(text + end)
         path.chmod(0o755)
     (directory / "launcher.py").write_text(text)
-    return f"from voidbox_guest import warm; warm.LAUNCHER = {str(directory / 'launcher.py')!r}\n"
+    return f"from voidbox_guest import warm; warm.LAUNCHERS = ({str(directory / 'launcher.py')!r},)\n"
 
 
 _PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["cold", "preloaded"])
@@ -216,7 +216,8 @@ async def test_terminate_kill_and_time_out(twin: Twin) -> None:
 
 async def test_many_at_once_and_the_guest_agent_lives(twin: Twin) -> None:
     """Each with its own words; afterwards the guest agent has no descriptor more."""
-    count = ["sh", "-c", "ls /proc/$PPID/fd | wc -l"]
+    # The guest agent gets a moment to see that the command which counts has started.
+    count = ["sh", "-c", "sleep 0.2; ls /proc/$PPID/fd | wc -l"]
     before = (await twin.box.run(count, cwd="/")).stdout
     answers: dict[int, bytes] = {}
 
@@ -286,7 +287,7 @@ async def test_nobody_there_to_ask(tmp_path: Path, preload: bool) -> None:
 async def test_a_denied_program_is_left_to_the_kernel(tmp_path: Path) -> None:
     """Where the policy may refuse, execve decides: here it runs, because this host enforces nothing."""
     patch = _install(tmp_path, data_dir("guest"))
-    patch += "from voidbox_guest.policy import Policy; Policy.refusal = lambda self, path: 'denied'\n"
+    patch += "from voidbox_guest.programs import Programs; Programs.refusal = lambda self, path: 'denied'\n"
     patch += "warm.become = None\n"
     async with guest_box(tmp_path, patch) as box:
         done = await Twin(box, tmp_path).box.run([str(tmp_path / "own" / "lab-agent"), "--version"], cwd="/")

@@ -42,6 +42,26 @@ def test_bash_says_what_happened(call: Callable[..., Any]) -> None:
     assert call("bash", command="a\0b")[1]
 
 
+def test_a_refusal_of_the_policy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What permissions allow and the kernel refused; and nothing is said of what they do not allow."""
+    from lab_agent.tools import denied
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tool").write_text("x")
+    said = "a\nbash: line 1: ./tool: Permission denied\n"
+    assert denied.exec_note(said) == ""
+    (tmp_path / "tool").chmod(0o755)
+    assert "(rule 'commands') does not let ./tool run" in denied.exec_note(said)
+    assert denied.exec_note(said + "later\n" * 5) == ""
+    assert denied.exec_note("cat: ./none: Permission denied") == ""
+    refused = PermissionError(13, "Permission denied", str(tmp_path / "tool"))
+    assert "rule 'read'" in denied.file_note("read", refused)
+    assert "rule 'write'" in denied.file_note("write", refused)
+    assert "rule 'write'" in denied.file_note("edit", PermissionError(13, "", str(tmp_path / "new")))
+    assert denied.file_note("write", PermissionError(13, "", "/no/such/file")) == ""
+    assert denied.file_note("write", FileNotFoundError(2, "", str(tmp_path / "tool"))) == ""
+
+
 def test_bash_is_bounded_in_time_and_leaves_nothing(call: Callable[..., Any]) -> None:
     """The whole process group goes."""
     begun = time.monotonic()

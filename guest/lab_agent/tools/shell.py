@@ -7,6 +7,7 @@ import select
 import time
 from _signal import SIGINT, SIGKILL, SIGPIPE, SIGTERM
 
+from lab_agent.tools import denied
 from lab_agent.tools.tool import Tool, ToolProblem
 
 DEFAULT_S = 120
@@ -15,6 +16,8 @@ MAX_KEPT = 256 * 1024
 """Bytes kept of the beginning of a command's output, and as many of its end."""
 _LINGER_S = 0.2
 """How long output is awaited after the shell has ended while a background process still holds the pipe."""
+_SHELLS = ("/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash", "/bin/sh", "/usr/lib/voidbox/rt/busybox")
+"""The last is ours, for images that have none."""
 _SECRETS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 
 DESCRIPTION = """Runs a command with bash and returns its output (standard output and error together) and its \
@@ -24,7 +27,7 @@ There is no input."""
 
 def tool(env: dict[str, str]) -> Tool:
     """The tool, for commands with the environment `env` minus what is the agent's own."""
-    inner = {k: v for k, v in env.items() if k not in _SECRETS and k != "PYTHONPATH"}
+    inner = environment(env)
     schema = {
         "type": "object",
         "properties": {
@@ -39,6 +42,11 @@ def tool(env: dict[str, str]) -> Tool:
         return run(given["command"], inner, seconds)
 
     return Tool("bash", DESCRIPTION, schema, call)
+
+
+def environment(env: dict[str, str]) -> dict[str, str]:
+    """`env` minus what is the agent's own, for programs it starts."""
+    return {k: v for k, v in env.items() if k not in _SECRETS and k != "PYTHONPATH"}
 
 
 def run(command: str, env: dict[str, str], seconds: float) -> str:
@@ -75,12 +83,13 @@ def run(command: str, env: dict[str, str], seconds: float) -> str:
 
         raise ToolProblem(f"{text}\n[killed by {Signals(-code).name}]".lstrip())
     if code:
-        raise ToolProblem(f"{text}\n[exit code {code}]".lstrip())
+        note = denied.exec_note(text)
+        raise ToolProblem("\n".join(filter(None, (text, f"[exit code {code}]", note))))
     return text or "[no output]"
 
 
 def _spawn(command: str, env: dict[str, str], writer: int) -> int:
-    shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
+    shell = next((path for path in _SHELLS if os.path.exists(path)), _SHELLS[-1])
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
         (os.POSIX_SPAWN_DUP2, writer, 1),
@@ -89,7 +98,7 @@ def _spawn(command: str, env: dict[str, str], writer: int) -> int:
     # A session of its own: one signal to the group reaches every child.
     return os.posix_spawn(
         shell,
-        [os.path.basename(shell), "-c", command],
+        ["sh" if shell == _SHELLS[-1] else os.path.basename(shell), "-c", command],
         env,
         file_actions=actions,
         setsid=True,

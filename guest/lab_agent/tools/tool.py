@@ -12,7 +12,13 @@ class ToolProblem(Exception):
 
 
 class Tool:
-    """One tool. `call` takes the input object and returns text, or raises `ToolProblem`."""
+    """One tool. `call` takes the input object and returns text, or raises `ToolProblem`.
 
-    def __init__(self, name: str, description: str, schema: dict, call: Callable[[dict], str]) -> None:
+    `checked` says whether inputs are held against the schema here; else whoever made the tool does that.
+    """
+
+    def __init__(
+        self, name: str, description: str, schema: dict, call: Callable[[dict], str], checked: bool = True
+    ) -> None:
         self.name, self.description, self.schema, self.call = name, description, schema, call
+        self.checked = checked
