@@ -18,7 +18,7 @@ import filelock
 import pytest
 
 from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable, UserError
-from voidbox_lab.images import Image, add_agent, agents, resolve, tools
+from voidbox_lab.images import Image, add_agent, resolve, tarballs, tools
 from voidbox_lab.images.store import Store
 from voidbox_lab.settings import Settings
 
@@ -163,5 +163,5 @@ def test_a_malformed_integrity_never_passes(tmp_path: Path, text: str) -> None:
     """Least of all by comparing equal to nothing."""
     (tmp_path / "f").write_bytes(b"")
     with pytest.raises(ProviderError, match="not a sha512 integrity"):
-        agents.check_integrity(tmp_path / "f", text)
-    agents.check_integrity(tmp_path / "f", integrity(b""))
+        tarballs.check_integrity(tmp_path / "f", text)
+    tarballs.check_integrity(tmp_path / "f", integrity(b""))

@@ -6,15 +6,8 @@ their maker, and the layer never leaves the cache.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
-import hashlib
-import hmac
-import json
 import re
-import shutil
-import tarfile
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +15,8 @@ from typing import Annotated, Any
 
 import pydantic
 
-from voidbox_lab.errors import ProviderError, Unavailable, UserError
-from voidbox_lab.images import squashfs, tools, unpack
+from voidbox_lab.errors import Unavailable, UserError
+from voidbox_lab.images import squashfs, tarballs, unpack
 from voidbox_lab.images.assemble import how
 from voidbox_lab.images.build import publish, read_manifest, resolve
 from voidbox_lab.images.model import Image, Progress, Report, silent
@@ -32,7 +25,6 @@ from voidbox_lab.resources import data_dir
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec.digest import digest_json
 
-_NPM_TIMEOUT_S = 900.0
 _VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]{1,40})?")
 _PathInBox = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9/._+-]*$", max_length=300)]
 
@@ -87,14 +79,14 @@ def add_agent(
 
     def make(target: Path) -> None:
         report(Progress("agent", f"Fetching {package.package} {wanted}. {package.licence}"))
-        tarball = _fetch(package.package, wanted, pinned, target.parent)
-        root = target.parent / "root"
-        _unpack(tarball, root, package.files)
+        tarball = tarballs.fetch(package.package, wanted, pinned, target.parent, store.root / "npm")
+        root = unpack.make_directory(target.parent / "root")
+        tarballs.extract(tarball, unpack.Tree(root), package.files)
         report(Progress("agent", f"Packing the {agent} layer"))
         squashfs.make(root, target, compression="none")
 
     inputs = {
-        "how": how("agents", "squashfs", "unpack"),
+        "how": how("agents", "squashfs", "tarballs", "unpack"),
         "mksquashfs": squashfs.version(),
         "package": [package.package, wanted, pinned],
         "files": package.files,
@@ -104,7 +96,9 @@ def add_agent(
     def manifest(layer: Blob) -> dict[str, Any]:
         made = read_manifest(settings, image)
         layers = [d for d in made["layers"] if d["name"] != agent]
-        return made | {"layers": [*layers, asdict(layer) | {"name": agent, "version": wanted}]}
+        below = made.get("from") if name == image.name else {"name": image.name, "digest": image.digest}
+        about = {"name": agent, "version": wanted, "licence": package.licence}
+        return made | {"layers": [*layers, asdict(layer) | about], "from": below}
 
     # What is there already must not wait for somebody else's build.
     if (layer := store.made(inputs, "layers")) is not None:
@@ -126,90 +120,3 @@ def _package(agent: str) -> AgentPackage:
         raise UserError(f"There is no agent CLI {agent[:40]!r} to add; known are {', '.join(known_agents())}.")
     text = (data_dir("guest") / "image" / "agents" / f"{agent}.toml").read_text(encoding="utf-8")
     return AgentPackage.model_validate(tomllib.loads(text))
-
-
-def _fetch(package: str, version: str, pinned: str | None, directory: Path) -> Path:
-    """The package's tarball, checked against `pinned` or else the registry's integrity."""
-    tools.find("npm")
-    try:
-        printed = tools.run(
-            ["npm", "pack", f"{package}@{version}", "--json", "--ignore-scripts", "--pack-destination", directory],
-            timeout_s=_NPM_TIMEOUT_S,
-            cwd=directory,
-        )
-        expected = pinned or _registry_integrity(package, version, directory)
-    except ProviderError as error:
-        if isinstance(error, Unavailable):
-            raise
-        raise Unavailable(
-            f"npm did not deliver {package} {version} ({error.message.rpartition(' was built: ')[2][:300]}); "
-            "check the network and npm's registry, then try again.",
-            cause="npm-refused",
-        ) from error
-    tarball = directory / Path(_first(printed).get("filename", "")).name
-    if not tarball.is_file():
-        raise ProviderError(
-            f"npm said that it packed {package} {version}, but no file is there.", cause="npm-output"
-        )
-    check_integrity(tarball, expected)
-    return tarball
-
-
-def _registry_integrity(package: str, version: str, directory: Path) -> str:
-    argv = ["npm", "view", f"{package}@{version}", "dist.integrity", "--json"]
-    try:
-        return str(json.loads(tools.run(argv, timeout_s=120, cwd=directory)))
-    except ValueError as error:
-        raise ProviderError(f"npm named no integrity for {package} {version}.", cause="npm-output") from error
-
-
-def _first(printed: bytes) -> dict[str, Any]:
-    try:
-        entry = json.loads(printed)[0]
-    except (ValueError, LookupError, TypeError):
-        entry = None
-    if not isinstance(entry, dict):
-        raise ProviderError("npm pack printed something other than its list of packages.", cause="npm-output")
-    return entry
-
-
-def check_integrity(file: Path, integrity: str) -> None:
-    """Compare `file` with a subresource-integrity string ``sha512-BASE64`` (W3C SRI).
-
-    Raises:
-        ProviderError: it differs, or `integrity` has another form.
-    """
-    try:
-        kind, _, value = integrity.partition("-")
-        expected = base64.b64decode(value, validate=True)
-        if kind != "sha512" or len(expected) != 64:
-            raise ValueError(kind)
-    except (ValueError, binascii.Error):
-        raise ProviderError(f"{integrity[:40]!r} is not a sha512 integrity.", cause="digest-mismatch") from None
-    with file.open("rb") as stream:
-        if not hmac.compare_digest(hashlib.file_digest(stream, "sha512").digest(), expected):
-            raise ProviderError(
-                f"{file.name} is not the file that its integrity promises; it was thrown away.",
-                cause="digest-mismatch",
-            )
-
-
-def _unpack(tarball: Path, root: Path, files: dict[str, str]) -> None:
-    """Write the members `files` names, and nothing else, below `root`."""
-    missing = dict(files)
-    try:
-        with tarfile.open(tarball, "r|gz") as tar:
-            for member in tar:
-                target = missing.pop(member.name, None) if member.isreg() else None
-                content = tar.extractfile(member) if target else None
-                if target is None or content is None:
-                    continue
-                path = root / target
-                unpack.make_directory(path.parent)
-                with path.open("xb") as out:
-                    shutil.copyfileobj(content, out, 1 << 20)
-                path.chmod(0o755 if "/bin/" in f"/{target}" else 0o644)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ProviderError(f"{tarball.name} is damaged ({error}).", cause="archive-damaged") from error
-    if missing:
-        raise ProviderError(f"{tarball.name} lacks {', '.join(sorted(missing))}.", cause="archive-damaged")

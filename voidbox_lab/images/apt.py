@@ -1,6 +1,7 @@
 """Resolves and fetches distribution packages with apt itself, unprivileged, without touching the system.
 
-apt runs with an empty dpkg status (so that it plans a system from nothing), with state and caches of our
+apt runs with an empty dpkg status (so that it plans a system from nothing) or with one that lists what the
+layers below have (so that it plans what is missing), with state and caches of our
 own, and reads the system's package lists where they exist. Only where these lists do not do (none there,
 or so old that files have gone from the mirror) are lists of our own fetched, from the system's sources
 and checked by the system's keys. Nothing here installs anything.
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from voidbox_lab.errors import ProviderError, Unavailable
 from voidbox_lab.images import tools
+from voidbox_lab.images.store import write
 from voidbox_lab.spec.digest import digest_file
 
 RESOLVE_TIMEOUT_S = 120.0
@@ -50,12 +52,18 @@ class Package:
 
 
 class Apt:
-    """apt with everything it may write under `root`."""
+    """apt with everything it may write under `root`.
 
-    def __init__(self, root: Path, architecture: str, *, system_lists: Path = SYSTEM_LISTS) -> None:
+    `installed` is a dpkg status file (deb-control(5) stanzas) of what is there already; it is never removed.
+    """
+
+    def __init__(
+        self, root: Path, architecture: str, *, system_lists: Path = SYSTEM_LISTS, installed: bytes = b""
+    ) -> None:
         self.root = root
         self.packages_dir = root / "packages"
         self._architecture = architecture
+        self._installed = installed
         self._own_lists = root / "apt" / "lists"
         self._lists = system_lists if any(system_lists.glob("*_Packages*")) else self._own_lists
 
@@ -109,6 +117,7 @@ class Apt:
                 "-y",
                 "-q",
                 "--no-install-recommends",
+                "--no-remove",
                 "--print-uris",
                 "install",
                 *names,
@@ -178,7 +187,12 @@ class Apt:
         if self._lists == self._own_lists:
             (self._own_lists / "partial").mkdir(parents=True, exist_ok=True)
         status = state / "status"
-        status.touch()
+        if self._installed:
+            status = state / f"status-{hashlib.sha256(self._installed).hexdigest()[:32]}"
+            if not status.is_file():
+                write(status, self._installed)
+        else:
+            status.touch()
         settings = {
             "APT::Architecture": self._architecture,
             "Dir::State": state,

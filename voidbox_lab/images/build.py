@@ -1,14 +1,11 @@
-"""Builds, finds, lists, verifies and prunes images."""
+"""Builds, finds, lists and verifies images."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import re
-import shutil
-from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from voidbox_lab.errors import ProviderError, Unavailable, UserError
@@ -16,11 +13,13 @@ from voidbox_lab.images import assemble
 from voidbox_lab.images import recipe as recipes
 from voidbox_lab.images.apt import Apt, Package
 from voidbox_lab.images.model import BASE_ARGUMENTS, Image, Layer, Progress, Report, silent
-from voidbox_lab.images.store import SUFFIX, Blob, Store, is_digest, write
+from voidbox_lab.images.store import Blob, Store, is_digest, write
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec.digest import canonical_json, digest_json
 
 _MANIFEST_VERSION = 1
+MAX_DISKS = 19
+"""Read-only disks of a box: with the scratch disk the letters that the initramfs knows."""
 
 
 def build(
@@ -91,11 +90,11 @@ def resolve(settings: Settings, name: str = "default") -> Image:
 
 
 def list_images(settings: Settings) -> list[Image]:
-    """All whole images in the cache, by name and digest; damaged ones are left out."""
+    """All whole images in the cache, by name and digest; not those that are damaged or that no box can have."""
     store = Store(settings.cache)
     found = []
     for path in sorted((store.root / "images").glob("*/*/manifest.json")):
-        with contextlib.suppress(ProviderError, FileNotFoundError):
+        with contextlib.suppress(ProviderError, UserError, FileNotFoundError):
             found.append(load(store, path.parent.parent.name, "sha256:" + path.parent.name))
     return found
 
@@ -103,48 +102,7 @@ def list_images(settings: Settings) -> list[Image]:
 def verify(settings: Settings, image: Image) -> list[str]:
     """Names of the files of `image` whose content is not what its digest says; reads every byte."""
     store = Store(settings.cache)
-    return [label for label, blob in _blobs(_read(store, image.name, image.digest)) if not store.verify(blob)]
-
-
-def prune(settings: Settings, *, everything: bool = False) -> int:
-    """Remove images that are not current, then files and records that no image uses; returns bytes freed.
-
-    With `everything` the current images and all package downloads go too. Boxes that run keep what they
-    have open.
-
-    Raises:
-        LimitExceeded: a build held the cache for too long.
-    """
-    store = Store(settings.cache)
-    freed = 0
-    with store.lock():
-        keep: set[Path] = set()
-        for directory in sorted((store.root / "images").glob("*")):
-            current = directory / "current"
-            digest = current.read_text(encoding="ascii").strip() if current.is_file() else None
-            for version in sorted(p for p in directory.iterdir() if p.is_dir()):
-                if version.name == digest and not everything:
-                    with contextlib.suppress(ProviderError, FileNotFoundError):
-                        manifest = _read(store, directory.name, "sha256:" + version.name)
-                        keep |= {store.path(blob) for _, blob in _blobs(manifest)}
-                        continue
-                shutil.rmtree(version)
-            if everything:
-                shutil.rmtree(directory)
-        for kind, suffix in SUFFIX.items():
-            freed += _remove(p for p in (store.root / kind / "sha256").glob(f"*{suffix}") if p not in keep)
-        for record in (store.root / "steps").glob("*.json"):
-            with contextlib.suppress(ProviderError, ValueError):
-                if store.whole(Blob.from_dict(json.loads(record.read_bytes()))):
-                    continue
-            record.unlink(missing_ok=True)
-        if everything:
-            freed += _remove((store.root / "packages").glob("*.deb"))
-            shutil.rmtree(store.root / "locks", ignore_errors=True)
-        for left in store.root.glob("building-*"):
-            # Only a builder that was killed leaves one behind: we hold the lock.
-            shutil.rmtree(left, ignore_errors=True)
-    return freed
+    return [label for label, blob in blobs(read(store, image.name, image.digest)) if not store.verify(blob)]
 
 
 def publish(store: Store, name: str, manifest: dict[str, Any]) -> Image:
@@ -165,8 +123,8 @@ def load(store: Store, name: str, digest: str) -> Image:
         FileNotFoundError: there is no such manifest.
         Unavailable: the manifest is damaged, or a file is gone or cut short.
     """
-    manifest = _read(store, name, digest)
-    for label, blob in _blobs(manifest):
+    manifest = read(store, name, digest)
+    for label, blob in blobs(manifest):
         if not store.whole(blob):
             raise Unavailable(
                 f"The {label} of image {name!r} is missing or cut short in {store.root}; "
@@ -174,9 +132,17 @@ def load(store: Store, name: str, digest: str) -> Image:
                 cause="image-damaged",
             )
     layers = []
-    for data in manifest["layers"]:
+    mounts = manifest.get("mounts", [])
+    for data in (*manifest["layers"], *mounts):
         blob = Blob.from_dict(data)
         layers.append(Layer(str(data["name"]), blob.digest, store.path(blob), blob.size))
+    if len(layers) > MAX_DISKS:
+        raise UserError(
+            f"Image {name!r} has {len(layers)} layers and mounts, and a box room for {MAX_DISKS}; use fewer "
+            "skills that are images.",
+            cause="too-many-layers",
+        )
+    counts = [f"voidbox.layers={len(manifest['layers'])}", *([f"voidbox.mounts={len(mounts)}"] if mounts else [])]
     return Image(
         name=name,
         digest=digest,
@@ -185,16 +151,22 @@ def load(store: Store, name: str, digest: str) -> Image:
         layers=tuple(layers),
         scratch=store.path(Blob.from_dict(manifest["scratch"])),
         kernel_release=str(manifest["kernel_release"]),
-        cmdline=" ".join((*manifest["arguments"], f"voidbox.layers={len(layers)}")),
+        cmdline=" ".join((*manifest["arguments"], *counts)),
     )
 
 
 def read_manifest(settings: Settings, image: Image) -> dict[str, Any]:
     """The manifest of `image`: digests of all files and the exact packages it was made of."""
-    return _read(Store(settings.cache), image.name, image.digest)
+    return read(Store(settings.cache), image.name, image.digest)
 
 
-def _read(store: Store, name: str, digest: str) -> dict[str, Any]:
+def read(store: Store, name: str, digest: str) -> dict[str, Any]:
+    """The manifest of the image `name` with `digest`.
+
+    Raises:
+        FileNotFoundError: there is no such manifest.
+        Unavailable: it is damaged, or of another version of this program.
+    """
     damaged = Unavailable(
         f"The manifest of image {name!r} in {store.root} is damaged; run `voidbox image build`.",
         cause="image-damaged",
@@ -217,8 +189,10 @@ def _read(store: Store, name: str, digest: str) -> dict[str, Any]:
     return manifest
 
 
-def _blobs(manifest: dict[str, Any]) -> list[tuple[str, Blob]]:
-    named = [(f"layer {d['name']}", Blob.from_dict(d)) for d in manifest["layers"]]
+def blobs(manifest: dict[str, Any]) -> list[tuple[str, Blob]]:
+    """The files that a manifest names, each with a word for people."""
+    disks = (*manifest["layers"], *manifest.get("mounts", []))
+    named = [(f"layer {d['name']}", Blob.from_dict(d)) for d in disks]
     return [(k, Blob.from_dict(manifest[k])) for k in ("kernel", "initrd", "scratch")] + named
 
 
@@ -262,14 +236,6 @@ def _kernel(apt: Apt, part: recipes.KernelPart) -> tuple[Package, ...]:
             continue
         return tuple(p for p in closure if p.name.startswith(part.take) and p.name != candidate)
     raise trouble or Unavailable("The image's recipe names no kernel package.")
-
-
-def _remove(paths: Iterable[Path]) -> int:
-    freed = 0
-    for path in list(paths):
-        freed += path.stat().st_blocks * 512
-        path.unlink()
-    return freed
 
 
 def _check_name(name: str) -> None:

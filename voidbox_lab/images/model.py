@@ -5,7 +5,9 @@ Plain frozen records; how they come to be is `build`'s business, where they lie 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,6 +60,7 @@ class Image:
     """Uncompressed ELF ``vmlinux`` with a PVH entry."""
     initrd: Path
     layers: tuple[Layer, ...]
+    """Those of the root, then the file systems that the guest mounts elsewhere."""
     scratch: Path
     """Sparse, empty ext4 template of the overlay's writable half; copy it (sparsely) for each box."""
     kernel_release: str
@@ -75,7 +78,7 @@ class Progress:
 
     step: str
     """``resolve``, ``download``, ``unpack``, ``compile``, ``squash``, ``kernel``, ``initramfs``, ``scratch``,
-    ``guest``, ``agent``, ``done``."""
+    ``guest``, ``agent``, ``packages``, ``done``."""
     message: str
     """One line for people."""
     done: int | None = None
@@ -89,3 +92,25 @@ Report = Callable[[Progress], None]
 
 def silent(_: Progress) -> None:
     """The `Report` of callers that do not care."""
+
+
+_listener: ContextVar[Report] = ContextVar("voidbox_lab.images.listener", default=silent)
+
+
+@contextmanager
+def listening(report: Report) -> Iterator[None]:
+    """What is made on behalf of this task is told to `report`, in the worker thread that makes it.
+
+    A context variable (PEP 567) and not an argument: between who asks for a box and who makes its layers are
+    daemons, clusters and doubles that have nothing to say about it.
+    """
+    token = _listener.set(report)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def listener() -> Report:
+    """Who listens to this task; `silent` where nobody does."""
+    return _listener.get()

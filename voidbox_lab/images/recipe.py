@@ -33,6 +33,8 @@ class PackagesPart(_Part):
 
     install: tuple[_Name, ...]
     omit: tuple[_Name, ...] = ()
+    installers: tuple[_Name, ...] = ()
+    """What layers of packages on top leave out as well."""
     exclude: tuple[_Path, ...] = ()
 
 

@@ -29,7 +29,7 @@ _DIRECTORIES = {
 """Mount points and what programs expect. The agent's own directories are in the scratch template (`scratch`):
 an unprivileged builder cannot give files to another user, but can write an ext4 image that does."""
 
-_FILES = {
+FILES = {
     "etc/passwd": (
         "root:x:0:0:root:/root:/bin/bash\n"
         "daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin\n"
@@ -75,7 +75,7 @@ def configure(tree: Tree) -> None:
     """Make an unpacked tree ready to run. Runs nothing of what is in it."""
     for name, mode in _DIRECTORIES.items():
         make_directory(tree.place(name, follow=True)).chmod(mode)
-    for name, text in _FILES.items():
+    for name, text in FILES.items():
         _write(tree, name, text.encode())
     for name, target in _LINKS.items():
         path = tree.place(name)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import subprocess
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +15,10 @@ from voidbox_lab.images import tools
 
 Compression = Literal["lz4", "zstd", "none"]
 _TIMEOUT_S = 900.0
+_TAR_TIMEOUT_S = 3600.0
+"""For gigabytes that are read, checked and packed at once."""
 
-_OPTIONS: dict[Compression, tuple[str, ...]] = {
+OPTIONS: dict[Compression, tuple[str, ...]] = {
     "lz4": ("-comp", "lz4", "-Xhc"),
     "zstd": ("-comp", "zstd", "-Xcompression-level", "15"),
     "none": ("-comp", "lz4", "-noI", "-noD", "-noF", "-noX"),
@@ -33,7 +40,7 @@ def make(tree: Path, target: Path, *, compression: Compression) -> None:
         [
             "mksquashfs", tree, target, "-noappend", "-no-progress", "-quiet", "-no-xattrs", "-reproducible",
             "-no-fragments", "-all-root", "-all-time", "0", "-mkfs-time", "0", "-no-exports", "-b", "131072",
-            *_OPTIONS[compression],
+            *OPTIONS[compression],
         ],
         timeout_s=_TIMEOUT_S,
     )  # fmt: skip
@@ -54,3 +61,73 @@ def extract(layer: Path, target: Path, paths: Sequence[str]) -> None:
 def version() -> str:
     """First line of ``mksquashfs -version``: another version may lay out the same tree otherwise."""
     return tools.run(["mksquashfs", "-version"], timeout_s=20).decode().splitlines()[0]
+
+
+def from_tar(
+    target: Path, write: Callable[[tarfile.TarFile], None], *, newest: int, compression: Compression
+) -> None:
+    """Write a squashfs file to `target` (replaced if there) of what `write` adds to a tar archive, as that says.
+
+    Owners, modes, times, devices and extended attributes (pax headers ``SCHILY.xattr.NAME``) are kept; directories
+    must come before what is in them. The file system's root is root's, mode 0755. `newest`, in seconds, is the
+    time of the newest file, and the root's.
+
+    Raises:
+        Unavailable: squashfs-tools are missing, or older than 4.5.
+        ProviderError: sqfstar failed.
+        LimitExceeded: it took too long.
+    """
+    target.unlink(missing_ok=True)
+    command = [
+        tools.find("sqfstar"), "-no-progress", "-quiet", "-exit-on-error", "-no-fragments",
+        "-root-mode", "0755", "-root-uid", "0", "-root-gid", "0", "-b", "131072",
+        *OPTIONS[compression], str(target),
+    ]  # fmt: skip
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=said,
+            # 4.5 has no other way to give its root, which is made now, a time: what is younger gets this one.
+            env=tools.environment({"SOURCE_DATE_EPOCH": str(newest)}),
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stdin is not None
+        # A write blocks for as long as the other side does not read, so only somebody else can end that.
+        over = threading.Event()
+
+        def end() -> None:
+            over.set()
+            process.kill()
+
+        late = threading.Timer(_TAR_TIMEOUT_S, end)
+        late.daemon = True
+        late.start()
+        try:
+            with tarfile.open(
+                fileobj=process.stdin,
+                mode="w|",
+                format=tarfile.PAX_FORMAT,
+                encoding="utf-8",
+                errors="surrogateescape",
+            ) as tar:
+                write(tar)
+            process.stdin.close()
+            process.wait()
+        except BrokenPipeError:
+            process.wait()  # it says why itself
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            late.cancel()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        if over.is_set():
+            raise tools.too_slow("sqfstar", _TAR_TIMEOUT_S)
+        if process.returncode:
+            said.seek(0)
+            raise tools.failed("sqfstar", process.returncode, said.read())

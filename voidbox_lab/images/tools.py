@@ -30,6 +30,8 @@ PACKAGES = {
     "mkfs.ext4": "e2fsprogs",
     "mksquashfs": "squashfs-tools",
     "npm": "npm",
+    "skopeo": "skopeo",
+    "sqfstar": "squashfs-tools",
     "unsquashfs": "squashfs-tools",
     "zstd": "zstd",
 }
@@ -139,6 +141,11 @@ def failed(program: str, status: int, output: bytes, purpose: str = IMAGE) -> Pr
         f"`{Path(program).name}` failed with status {status} as {purpose}: {said[-800:]}",
         cause="host-tool-failed",
     )
+
+
+def last_words(error: ProviderError) -> str:
+    """What the tool of a `failed` said, without our own sentence around it."""
+    return error.message.partition(f" as {IMAGE}: ")[2] or error.message
 
 
 def too_slow(program: str, timeout_s: float, purpose: str = IMAGE) -> LimitExceeded:
