@@ -254,6 +254,30 @@ def test_files_are_written_by_the_clients_tool_or_by_the_shell() -> None:
     assert by_tool.input["why"]
 
 
+@pytest.mark.parametrize(
+    ("api", "tools", "called"),
+    [
+        (Api.MESSAGES, [{"name": "mcp__time__now", "input_schema": {}}], ("mcp__time__now", None)),
+        (Api.MESSAGES, [{"name": "Bash", "input_schema": {}}], ("mcp__time__now", None)),
+        (
+            Api.RESPONSES,
+            [{"type": "namespace", "name": "mcp__time", "tools": [{"type": "function", "name": "now"}]}],
+            ("now", "mcp__time"),
+        ),
+    ],
+)
+def test_tools_are_called_by_their_names(api: Api, tools: list[Any], called: tuple[str, str | None]) -> None:
+    """However a client has them; also one that it does not offer, which it says something about."""
+    prompt = 'First:\n{"call": 1, "tool": "mcp__time__now", "input": {"zone": "{{ 7 * 7 }}"}}'
+    script = Library(PACKAGED).load("tools")
+    key = "messages" if api is Api.MESSAGES else "input"
+    body = {key: [{"role": "user", "type": "message", "content": [{"type": "text", "text": prompt}]}]}
+    [call] = play(script, "tools", understand(api, {**body, "tools": tools})).calls
+    assert ((call.tool.name, call.tool.namespace), call.input) == (called, {"zone": "{{ 7 * 7 }}"})
+    assert play(script, "tools", understand(api, body)).calls == (), "a request without tools"
+    assert "no call" in play(script, "tools", understand(api, {key: [], "tools": tools})).text
+
+
 def test_what_a_box_prints_is_never_a_template() -> None:
     """Neither in a capture nor in a result."""
     script = Script.model_validate(

@@ -89,12 +89,14 @@ class Gateway:
             client, self._client = self._client, None
             await client.aclose()
 
-    def check(self, model: Model, keys: Keys) -> None:
-        """Say now what would fail at the first model call; costs nothing, asks no server.
+    def check(self, model: Model, keys: Keys, api: str | None = None) -> None:
+        """Say now what would fail at the first model call, made by `api` if known; costs nothing, asks no server.
 
         Raises:
-            UserError: no key for the model's provider, or no such script.
+            UserError: no key for the model's provider, no such script, or no way from `api` to the provider.
         """
+        if api is not None and Api(api) not in _SPOKEN[model.provider]:
+            raise UserError(_unreachable(model, api), cause="api")
         if model.provider == "scripted":
             self._library.load(model.name)
         else:
@@ -174,11 +176,7 @@ class Gateway:
     async def _ask(self, request: Request, live: Live, api: Api, *, count_only: bool, send: Send) -> None:
         model = live.session.model
         if api not in _SPOKEN[model.provider]:
-            raise _Refused(
-                404,
-                f"The stage's model {model} is not reached by {request.scope['path']}; use an agent that speaks "
-                f"{' or '.join(sorted(_SPOKEN[model.provider]))}.",
-            )
+            raise _Refused(404, _unreachable(model, api))
         if live.requests >= self._limits.concurrent:
             raise _busy(f"{self._limits.concurrent} model requests")
         hold = _Hold(live)
@@ -347,6 +345,11 @@ def _answer_locally(method: str, path: str, api: Api, model: Model) -> Response 
     else:
         return None
     return Response(json.dumps(data), media_type="application/json")
+
+
+def _unreachable(model: Model, api: str) -> str:
+    spoken = " or ".join(sorted(_SPOKEN[model.provider]))
+    return f"The stage's model {model} is not reached by the API {api!r}; use an agent that speaks {spoken}."
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -16,7 +16,14 @@ from jinja2.sandbox import SandboxedEnvironment
 from voidbox_lab.errors import UserError
 from voidbox_lab.gateway.scripted.conversation import Conversation, Tool
 from voidbox_lab.gateway.scripted.script import Capture, Script, Turn, Use
-from voidbox_lab.gateway.scripted.toolbox import shell_input, shell_tool, write_by_shell, write_input, write_tool
+from voidbox_lab.gateway.scripted.toolbox import (
+    named_tool,
+    shell_input,
+    shell_tool,
+    write_by_shell,
+    write_input,
+    write_tool,
+)
 
 CHARACTERS_PER_TOKEN = 4
 MAX_OBJECTS = 1000
@@ -123,6 +130,14 @@ def _objects(key: str, texts: Sequence[str]) -> list[dict[str, Any]]:
 
 def _call(use: Use, tools: Sequence[Tool], context: Mapping[str, Any]) -> Call | None:
     """The call, by the client's tool; None if it offers none for it (a side request without tools)."""
+    if use.tool is not None:
+        name, given = (_template(t).render(context) for t in (use.tool.name, use.tool.input))
+        if not name or not tools:
+            return None
+        value = json.loads(given)
+        if not isinstance(value, dict):
+            raise ValueError(f"the input of {name} is no JSON object")
+        return Call(_id(), named_tool(tools, name), value)
     if use.write is not None:
         path, content = (_template(t).render(context) for t in (use.write.path, use.write.content))
         if tool := write_tool(tools):

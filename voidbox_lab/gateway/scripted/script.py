@@ -59,16 +59,27 @@ class WriteFile(Frozen):
     content: str
 
 
+class UseTool(Frozen):
+    """A call of a tool by its name."""
+
+    name: str
+    """As the client offers it. MCP tools are ``mcp__SERVER__TOOL``, however the client has them."""
+    input: str = "{}"
+    """A JSON object."""
+
+
 class Use(Frozen):
-    """A tool call by role; the client's own tool of that role is called. Exactly one is given."""
+    """A tool call, by role, when the client's own tool of that role is called, or by name. Exactly one is given;
+    what is empty once it is filled in is no call."""
 
     shell: str | None = None
     write: WriteFile | None = None
+    tool: UseTool | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Use:
-        if (self.shell is None) == (self.write is None):
-            raise ValueError("a tool call has either 'shell' or 'write'")
+        if [self.shell, self.write, self.tool].count(None) != 2:
+            raise ValueError("a tool call has one of 'shell', 'write' and 'tool'")
         return self
 
 

@@ -24,6 +24,13 @@ def shell_tool(tools: Sequence[Tool]) -> Tool | None:
     return exact or next((t for t in tools if any(w in t.name.lower() for w in _SHELL_WORDS)), None)
 
 
+def named_tool(tools: Sequence[Tool], name: str) -> Tool:
+    """The tool called `name`. One that is not offered is called all the same: some clients offer tools by and by,
+    and the others say what they think of it."""
+    full = {t.name if t.namespace is None else f"{t.namespace}__{t.name}": t for t in tools}
+    return full.get(name) or Tool(name, {})
+
+
 def write_tool(tools: Sequence[Tool]) -> Tool | None:
     """The tool that writes a whole file, if any."""
     by_name = {t.name: t for t in tools}

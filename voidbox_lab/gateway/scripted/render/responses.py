@@ -101,7 +101,7 @@ def _call_item(call: Call) -> Json:
         return {"type": "local_shell_call", "id": f"lsh_{call.id}", **base, "action": call.input}
     if call.tool.kind == "custom":
         item = {"type": "custom_tool_call", "id": f"ctc_{call.id}", **base, "name": call.tool.name}
-        return {**item, "input": call.input["source"]}
+        return {**item, "input": call.input.get("source", json.dumps(call.input))}
     item = {"type": "function_call", "id": f"fc_{call.id}", **base, "name": call.tool.name}
     if call.tool.namespace:
         item["namespace"] = call.tool.namespace
