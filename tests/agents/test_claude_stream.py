@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voidbox_lab.agents.claude_stream import MAX_LINE, MAX_OPEN, MAX_OUTPUT, ClaudeStreamParser
+from voidbox_lab.agents.claude_stream import MAX_OPEN, ClaudeStreamParser
+from voidbox_lab.agents.jsonl import MAX_LINE, MAX_OUTPUT
 from voidbox_lab.spec.events import (
     BODY,
     MAX_TEXT,
@@ -269,3 +270,14 @@ def test_tool_results_of_odd_shapes(content: Any) -> None:
     """Read as far as they can be."""
     bodies = ClaudeStreamParser().feed(_line(type="user", message={"content": content}))
     assert all(isinstance(b, ToolResult) and b.content == "" for b in bodies)
+
+
+def test_servers_that_did_not_start_fail_the_stage() -> None:
+    """However well it did without them."""
+    parser = ClaudeStreamParser()
+    servers = [{"name": "time", "status": "connected"}, {"name": "git", "status": "failed"}]
+    [said] = _feed(parser, _line(type="system", subtype="init", mcp_servers=servers))
+    assert said == AgentLog(stream="stdout", text="MCP servers that did not start: git")
+    parser.feed(_line(type="result", is_error=False, result="All done.", num_turns=1))
+    result = parser.finish(0)
+    assert (result.output, result.is_error) == ("MCP servers that did not start: git", True)

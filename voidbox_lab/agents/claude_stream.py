@@ -10,27 +10,15 @@ and the exit code decide.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
+from voidbox_lab.agents import jsonl
 from voidbox_lab.agents.contract import AgentResult
+from voidbox_lab.agents.jsonl import Json
 from voidbox_lab.spec.events import MAX_TEXT, AgentLog, AgentText, Body, ToolCall, ToolResult
 
-MAX_LINE = 8 << 20
-"""Longest line that is parsed, in bytes."""
-MAX_MARKS = 250_000
-"""Most braces, brackets and commas in a line: each costs up to 100 bytes and a microsecond to read."""
-MAX_DEPTH = 32
-"""Deepest tool input that is kept. Events are read back by parsers that stop at 200 levels."""
-MAX_OUTPUT = 400_000
-"""Longest final answer, in characters; and in bytes of JSON, with `_ESCAPES` more: it must fit one event."""
-_ESCAPES = 80_000
-MAX_NAME = 256
 MAX_OPEN = 64
 """Text blocks that may be streaming at the same time, over all messages and sub-agents."""
-
-Json = dict[str, Any]
 
 
 class ClaudeStreamParser:
@@ -45,21 +33,16 @@ class ClaudeStreamParser:
         self._turns = 0
         self._last_message: str | None = None
         self._result: Json | None = None
+        self._missing: list[str] = []
+        """MCP servers that did not start. It goes on without them, and does something else than it was to do."""
 
     reads_lines = True
 
     def feed(self, line: bytes) -> list[Body]:
         """The events in `line`; what is no event becomes a log line."""
-        if len(line) > MAX_LINE or sum(map(line.count, (b"{", b"[", b","))) > MAX_MARKS:
-            return [AgentLog(stream="stdout", text=f"[a line of {len(line)} bytes was dropped]")]
-        if not line.strip():
-            return []
-        try:
-            data = _clean(json.loads(line, parse_constant=str))
-        except (ValueError, RecursionError):
-            data = None
+        data = jsonl.read(line)
         if not isinstance(data, dict):
-            return [AgentLog(stream="stdout", text=_cut(line[: 4 * MAX_TEXT].decode(errors="replace")))]
+            return [*data]
         match data.get("type"):
             case "stream_event":
                 return list(self._delta(data))
@@ -69,16 +52,24 @@ class ClaudeStreamParser:
                 return list(_tool_results(data))
             case "result":
                 self._result = data
+            case "system" if data.get("subtype") == "init":
+                servers = jsonl.dicts(data.get("mcp_servers"))
+                self._missing = [jsonl.name(s.get("name")) for s in servers if s.get("status") == "failed"]
+                return [AgentLog(stream="stdout", text=self._lacks())] if self._missing else []
             case "system" if data.get("subtype") == "api_retry":
                 tries = f"{data.get('attempt')} of {data.get('max_retries')}"
                 return [
-                    AgentLog(stream="stdout", text=_cut(f"model call failed, retry {tries}: {data.get('error')}"))
+                    AgentLog(
+                        stream="stdout", text=jsonl.cut(f"model call failed, retry {tries}: {data.get('error')}")
+                    )
                 ]
         return []
 
     def finish(self, exit_code: int | None) -> AgentResult:
         """The result; an error if the agent did not say how it ended."""
         result = self._result
+        if self._missing:
+            return AgentResult(self._lacks(), True, self._turns)
         if result is None:
             return AgentResult(None, True, self._turns)
         text = result.get("result")
@@ -88,19 +79,22 @@ class ClaudeStreamParser:
         said = result.get("num_turns")
         turns = said if isinstance(said, int) and 0 <= said < 1 << 31 else self._turns
         is_error = result.get("is_error") is not False or exit_code != 0
-        return AgentResult(_fitting(text) if text else None, is_error, turns)
+        return AgentResult(jsonl.fitting(text) if text else None, is_error, turns)
+
+    def _lacks(self) -> str:
+        return jsonl.cut(f"MCP servers that did not start: {', '.join(self._missing)}")
 
     def _delta(self, data: Json) -> Iterator[Body]:
         event = data.get("event")
         if not isinstance(event, dict):
             return
-        agent = _name(data.get("parent_tool_use_id") or "")
+        agent = jsonl.name(data.get("parent_tool_use_id") or "")
         index = event.get("index")
         match event.get("type"):
             case "message_start":
                 message = event.get("message")
                 if len(self._message) < MAX_OPEN or agent in self._message:
-                    self._message[agent] = _name(message.get("id")) if isinstance(message, dict) else ""
+                    self._message[agent] = jsonl.name(message.get("id")) if isinstance(message, dict) else ""
             case "content_block_delta" if isinstance(index, int) and agent in self._message:
                 delta = event.get("delta")
                 text = delta.get("text") if isinstance(delta, dict) and delta.get("type") == "text_delta" else None
@@ -118,16 +112,16 @@ class ClaudeStreamParser:
         message = data.get("message")
         if not isinstance(message, dict):
             return
-        ident = _name(message.get("id"))
+        ident = jsonl.name(message.get("id"))
         if ident != self._last_message:
             self._last_message, self._turns = ident, self._turns + 1
-        for block in _dicts(message.get("content")):
+        for block in jsonl.dicts(message.get("content")):
             if block.get("type") == "text" and isinstance(block.get("text"), str):
                 yield from self._whole(ident, block["text"])
             elif block.get("type") == "tool_use":
                 given = block.get("input")
-                given = _shallow(given if isinstance(given, dict) else {"value": given})
-                yield ToolCall(id=_name(block.get("id")), name=_name(block.get("name")), input=given)
+                given = jsonl.shallow(given if isinstance(given, dict) else {"value": given})
+                yield ToolCall(id=jsonl.name(block.get("id")), name=jsonl.name(block.get("name")), input=given)
 
     def _whole(self, message: str, text: str) -> Iterator[Body]:
         """A whole block: matched with the first streamed block of its message that it begins with."""
@@ -162,62 +156,21 @@ class _Streamed:
 
 def _tool_results(data: Json) -> Iterator[Body]:
     message = data.get("message")
-    for block in _dicts(message.get("content")) if isinstance(message, dict) else []:
+    for block in jsonl.dicts(message.get("content")) if isinstance(message, dict) else []:
         if block.get("type") == "tool_result":
             content = block.get("content")
             if not isinstance(content, str):
-                content = "\n".join(_part(p) for p in _dicts(content))
+                content = "\n".join(_part(p) for p in jsonl.dicts(content))
             is_error = block.get("is_error") is True
-            yield ToolResult(id=_name(block.get("tool_use_id")), content=_cut(content), is_error=is_error)
+            yield ToolResult(
+                id=jsonl.name(block.get("tool_use_id")), content=jsonl.cut(content), is_error=is_error
+            )
 
 
 def _part(part: Json) -> str:
-    return str(part.get("text", "")) if part.get("type") == "text" else f"[{_name(part.get('type'))}]"
+    return str(part.get("text", "")) if part.get("type") == "text" else f"[{jsonl.name(part.get('type'))}]"
 
 
 def _text(text: str, block: int) -> Iterator[AgentText]:
     for start in range(0, len(text), MAX_TEXT):
         yield AgentText(text=text[start : start + MAX_TEXT], block=block)
-
-
-def _dicts(value: Any) -> list[Json]:
-    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
-
-
-def _name(value: Any) -> str:
-    return str(value)[:MAX_NAME] if isinstance(value, str) else ""
-
-
-def _cut(text: str, limit: int = MAX_TEXT) -> str:
-    note = "… [cut]"
-    return text if len(text) <= limit else text[: limit - len(note)] + note
-
-
-def _fitting(text: str) -> str:
-    """The beginning of `text` that an event can hold, however many bytes its characters take."""
-    limit = MAX_OUTPUT
-    while len(json.dumps(text := _cut(text, limit), ensure_ascii=False).encode()) > MAX_OUTPUT + _ESCAPES:
-        limit = len(text) * 3 // 4
-    return text
-
-
-def _clean(value: Any) -> Any:
-    """`value` without lone surrogates, which JSON can escape and UTF-8 cannot hold."""
-    if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [_clean(v) for v in value]
-    if isinstance(value, dict):
-        return {_clean(k): _clean(v) for k, v in value.items()}
-    return value
-
-
-def _shallow(value: Any, left: int = MAX_DEPTH) -> Any:
-    """`value` with what lies deeper than `left` levels replaced by a note."""
-    if not isinstance(value, dict | list):
-        return value
-    if not left:
-        return "[nested too deeply]"
-    if isinstance(value, list):
-        return [_shallow(v, left - 1) for v in value]
-    return {k: _shallow(v, left - 1) for k, v in value.items()}

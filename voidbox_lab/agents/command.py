@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
 
-from voidbox_lab.agents.contract import AgentResult, Launch
-from voidbox_lab.spec import COMMAND, Skill, VoidBoxSpec
+from voidbox_lab.agents.contract import CLAUDE_SKILLS, AgentResult, Launch
+from voidbox_lab.spec import COMMAND, VoidBoxSpec
 from voidbox_lab.spec.events import MAX_TEXT, AgentText, Body
 
 MAX_ANSWER_BYTES = 16 << 20
@@ -18,8 +17,11 @@ class Command:
 
     name = COMMAND
     layer = None
+    api = None
+    skills_root = CLAUDE_SKILLS
+    """Nobody looks there: a command has no skills to read."""
 
-    def prepare(self, stage: VoidBoxSpec, skills: Sequence[Skill], base_url: str, token: str) -> Launch:
+    def prepare(self, stage: VoidBoxSpec, base_url: str, token: str) -> Launch:
         """With a model, the environment names the gateway the way each provider's own libraries expect it."""
         assert stage.command is not None, "the registry gives this adapter to commands only"
         env = dict(stage.env)

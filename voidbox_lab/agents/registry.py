@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from voidbox_lab.agents.claude_code import ClaudeCode
+from voidbox_lab.agents.codex import Codex
 from voidbox_lab.agents.command import Command
 from voidbox_lab.agents.contract import Adapter
 from voidbox_lab.agents.lab_agent import LabAgent
 from voidbox_lab.errors import UserError
 
-_ADAPTERS: dict[str, Adapter] = {a.name: a for a in (LabAgent(), ClaudeCode())}
+_ADAPTERS: dict[str, Adapter] = {a.name: a for a in (LabAgent(), ClaudeCode(), Codex())}
 _COMMAND = Command()
 
 
