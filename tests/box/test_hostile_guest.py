@@ -135,6 +135,37 @@ async def test_an_exit_status_that_is_none_is_typed(ok: dict[str, Any]) -> None:
         assert caught.value.cause == "protocol"
 
 
+_DENIAL = {"rule": "write", "subject": "/x", "message": "No.", "program": "sh", "count": 1}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *(None, [], {}),
+        *({**_DENIAL, k: v} for k, v in (("rule", 1), ("count", 0), ("count", "1"), ("more", 1))),
+        *({**_DENIAL, k: "x" * n} for k, n in (("rule", 101), ("subject", 1001), ("message", 1001))),
+    ],
+)
+async def test_a_denial_that_is_none_is_typed(fields: object) -> None:
+    """As an exit status: strict, bounded."""
+    async with against(says(STARTED, f.encode(f.EVENT, 1, dumps({"denied": fields})))) as (box, _):
+        process = await box.start_exec(["x"])
+        with pytest.raises(ProviderError) as caught:
+            await process.wait()
+        assert caught.value.cause == "protocol"
+
+
+async def test_denials_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the start, beyond what is taken, with a count beyond reason."""
+    monkeypatch.setattr("voidbox_lab.box.process.MAX_DENIED", 3)
+    odd = {**_DENIAL, "count": 1 << 60}
+    events = [f.encode(f.EVENT, 1, dumps({"denied": d})) for d in (odd, *[_DENIAL] * 9)]
+    async with against(says(events[1], STARTED, *events, OK)) as (box, _):
+        done = await box.run(["x"])
+        assert [(d.subject, d.count) for d in done.denied] == [("/x", 1 << 40), ("/x", 1), ("/x", 1)]
+        assert done.exit_code == 0
+
+
 async def test_error_text_is_cleaned_and_cut() -> None:
     """A guest's message reaches a notebook: no control codes, no novels."""
     error = {"code": "not-found", "message": "\x1b[31mred\r\n\u202e" + "x" * 10_000}

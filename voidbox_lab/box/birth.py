@@ -22,6 +22,7 @@ from anyio.to_thread import run_sync
 
 from voidbox_lab.box.boot_data import boot_data
 from voidbox_lab.box.connection import Connection, shake_hands
+from voidbox_lab.box.egress import SOCKET, OpenEgress
 from voidbox_lab.box.life import Life
 from voidbox_lab.box.mounting import unmount
 from voidbox_lab.box.trouble import first_error, last_lines
@@ -252,6 +253,12 @@ class Birth:
                     if self.held is not None:
                         await run_sync(self.held.close)
                     self._undone(self)
+
+    async def let_out(self, egress: OpenEgress) -> int:
+        """Have `egress` served until the box goes; the vsock port by which the guest reaches it."""
+        path = self._dirs.runtime / SOCKET
+        self._undo("its way out", await egress(path))
+        return self.transport.forward(0, path)
 
     # steps
 

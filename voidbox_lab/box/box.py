@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 from pydantic import ValidationError
 
-from voidbox_lab.box import files, process
+from voidbox_lab.box import bundles, files, process
+from voidbox_lab.box.bundles import LeftOut, Packed
 from voidbox_lab.box.connection import REQUEST_S, Connection
 from voidbox_lab.box.files import FileInfo, Listing, User
 from voidbox_lab.box.process import Completed, Exit, Output, Process, Pty
 from voidbox_lab.box.trouble import first_error
 from voidbox_lab.errors import LimitExceeded, ProviderError
 from voidbox_lab.spec import BoxFacts, Policy, Rlimits
-from voidbox_lab.spec.events import Telemetry
+from voidbox_lab.spec.events import Denied, Telemetry
 from voidbox_lab.vsock import Stream
 from voidbox_lab.wire import protocol as p
 
@@ -46,6 +47,8 @@ class Box:
         self._connection = connection
         self._close, self._dial = close, dial
         self.facts = facts
+        self.environment: Mapping[str, str] = {}
+        """What every command finds in its environment, unless it is told otherwise."""
         self.phases = dict(phases or {})
         """Seconds of each phase of the boot: ``prepare``, ``start``, ``dial``, ``handshake``, ``policy`` by the
         host's clock; ``kernel`` and ``agent``, the parts of ``dial`` and ``start``, by the guest's."""
@@ -73,7 +76,7 @@ class Box:
 
         Args:
             argv: the program (a path, or a name looked up on PATH) and its arguments.
-            env: added to PATH, HOME, USER, LOGNAME and LANG; nothing else is inherited.
+            env: added to PATH, HOME, USER, LOGNAME, LANG and `environment`; nothing else is inherited.
             stdin: True for a stream in `Process.stdin`, bytes to be sent, else nothing (``/dev/null``).
             timeout_s: after these the guest ends it and all it started; None: never.
             limits: instead of the policy's own for this command.
@@ -88,7 +91,7 @@ class Box:
             stdin = True
         fields: dict[str, object] = {
             "argv": list(argv),
-            "env": dict(env or {}),
+            "env": {**self.environment, **(env or {})},
             "cwd": cwd,
             "user": user,
             "stdin": isinstance(stdin, bytes) or bool(stdin),
@@ -127,11 +130,13 @@ class Box:
         )
         outputs: list[bytearray] = [bytearray(), bytearray()]
         ended: list[Exit] = []
+        denied: list[Denied] = []
         async with running:
             try:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(_collect, running.stdout, outputs[0], max_output)
                     tasks.start_soon(_collect, running.stderr, outputs[1], max_output)
+                    denied += [told async for told in running.denials()]
                     ended.append(await running.wait())
             except BaseExceptionGroup as group:
                 raise first_error(group) from None
@@ -145,6 +150,7 @@ class Box:
             end.timed_out,
             end.oom,
             end.duration_s,
+            tuple(denied),
         )
 
     # files
@@ -196,10 +202,58 @@ class Box:
         """Remove a file, a link, an empty directory, or with `recursive` a whole tree."""
         await self._connection.request(p.OP_REMOVE, within_s=120.0, path=path, user=user, recursive=recursive)
 
+    async def unpack(
+        self, path: str, chunks: Iterator[bytes], *, user: User = "agent", mount: Literal["", "ro", "rw"] = ""
+    ) -> None:
+        """Make the tree whose bundle `chunks` are (see `bundles`, `wire.bundle`) at `path`, in one request.
+
+        Args:
+            mount: a folder of the host: ``ro`` read-only for everybody, root included; ``rw`` the agent's.
+
+        Raises:
+            UserError: something is there already (cause ``exists``), or what taking `chunks` raises.
+            LimitExceeded: the box's disk is full (limit ``disk``), or no progress for `files.STALL_S`.
+        """
+        await bundles.unpack(self._connection, path, bundles.together(chunks), user=user, mount=mount)
+
+    def pack(
+        self,
+        path: str,
+        *,
+        max_files: int,
+        max_bytes: int,
+        left_out: LeftOut,
+        user: User = "agent",
+        links: bool = False,
+        changed: bool = False,
+    ) -> AsyncGenerator[Packed, None]:
+        """The tree at `path`, entry by entry, each directory before what is in it; close it if you leave it early.
+
+        Args:
+            left_out: filled with what does not come: links, unless `links` and they stay inside; what is no file.
+            changed: of a folder mounted ``rw``, files that were not touched come without their bytes.
+
+        Raises:
+            LimitExceeded: more than `max_files` entries or `max_bytes`, or no progress for `files.STALL_S`.
+            ProviderError: the guest sent no such tree (cause ``protocol``).
+        """
+        return bundles.pack(
+            self._connection,
+            path,
+            user=user,
+            links=links,
+            changed=changed,
+            max_files=max_files,
+            max_bytes=max_bytes,
+            left_out=left_out,
+        )
+
     # the box itself
 
     async def connect(self, port: int, timeout_s: float = REQUEST_S) -> Stream:
         """A stream to what listens on vsock `port` in the box; the caller closes it. Its bytes are hostile.
+
+        The agent's own programs may listen there only where the policy opens the system calls ``af-vsock``.
 
         Raises:
             ProviderError: nothing listens there (cause ``refused``).
@@ -215,15 +269,17 @@ class Box:
         await self._connection.request(p.OP_PING, within_s=timeout_s)
         return anyio.current_time() - began
 
-    async def apply(self, policy: Policy) -> None:
+    async def apply(self, policy: Policy, places: Sequence[str] = ()) -> None:
         """Put `policy` in force for every command started from now on.
 
+        Args:
+            places: directories that are the agent's own besides the usual ones; made if they are not there.
+
         Raises:
-            UserError: it allows a program that the image lacks (cause ``not-found``).
+            UserError: it names a program, file or directory that the box lacks (cause ``not-found``).
             ProviderError: the guest kernel cannot enforce it (cause ``unsupported``).
         """
-        commands = None if policy.commands is None else list(policy.commands)
-        await self._connection.request(p.OP_POLICY, commands=commands, rlimits=policy.rlimits.model_dump())
+        await self._connection.request(p.OP_POLICY, **policy_fields(policy), places=list(places))
 
     async def telemetry(self, interval_s: float = 1.0) -> AsyncIterator[Telemetry]:
         """Samples of the guest's procfs, the first at once, one per `interval_s` (at least 0.2), without end.
@@ -257,6 +313,12 @@ class Box:
     async def __aexit__(self, *_: object) -> Literal[False]:
         await self.close()
         return False
+
+
+def policy_fields(policy: Policy) -> dict[str, Any]:
+    """`policy` as the guest takes it; what is about the network is the host's business."""
+    fields = policy.model_dump(include={"commands", "read", "write", "syscalls", "rlimits", "caps"}, mode="json")
+    return {**fields, "syscalls": sorted(policy.syscalls)}
 
 
 async def _collect(output: Output, into: bytearray, limit: int) -> None:

@@ -19,6 +19,7 @@ from voidbox_lab import images
 from voidbox_lab.box.birth import DISK_LOCKED, Birth, BrokenTemplate, NotRestored
 from voidbox_lab.box.boot_data import TEMPLATE_BOOT_DATA
 from voidbox_lab.box.box import Box
+from voidbox_lab.box.egress import OpenEgress
 from voidbox_lab.box.mounting import Unseen
 from voidbox_lab.box.pool import Pool
 from voidbox_lab.box.settle import rehearse, settle
@@ -28,7 +29,7 @@ from voidbox_lab.machines import Held, Hypervisor, Recipe, Resident, Templates, 
 from voidbox_lab.machines.hostmemory import QEMU_OVERHEAD_MB
 from voidbox_lab.machines.templates.resident import NoRoom, check_room
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import BoxFacts, Policy
+from voidbox_lab.spec import BoxFacts, Policy, Rootfs
 from voidbox_lab.spec.run import BoxStart
 from voidbox_lab.spec.volume import Mount
 from voidbox_lab.wire import protocol as p
@@ -111,13 +112,9 @@ class Boxes:
                 self._verdicts[image.digest] = await probe_accelerator(self._settings, self.hypervisor, image)
             return self._verdicts[image.digest]
 
-    async def recipe(
-        self, *, memory_mb: int = 512, vcpus: int = 1, image: str = "default", agents: Sequence[str] = ()
-    ) -> Recipe:
+    async def recipe(self, *, memory_mb: int = 512, vcpus: int = 1, rootfs: Rootfs | None = None) -> Recipe:
         """What a box of these is made by; see `open`."""
-        found = await run_sync(images.resolve, self._settings, image)
-        for agent in agents:
-            found = await run_sync(images.add_agent, self._settings, found, agent)
+        found = await run_sync(images.compose, self._settings, rootfs or Rootfs())
         return Recipe(found, memory_mb, vcpus, (await self.verdict(found)).accelerator)
 
     async def open(
@@ -125,19 +122,20 @@ class Boxes:
         *,
         memory_mb: int = 512,
         vcpus: int = 1,
-        image: str = "default",
-        agents: Sequence[str] = (),
+        rootfs: Rootfs | None = None,
         gateway_socket: Path | None = None,
         policy: Policy | None = None,
         volumes: Sequence[Mount] = (),
+        egress: OpenEgress | None = None,
         timeout_s: float = BOOT_S,
     ) -> Box:
         """Bring up a fresh box and put its policy in force.
 
         Args:
-            agents: agent CLIs to add as layers, e.g. ``claude-code``.
-            gateway_socket: the host UNIX socket behind ``127.0.0.1:8129`` in the box; None: no way out at all.
+            rootfs: its image, and the layers to add to it; None: the default image as it is.
+            gateway_socket: the host UNIX socket behind ``127.0.0.1:8129`` in the box; None: no way to a model.
             volumes: named volumes and where the box has them; locked until it is closed.
+            egress: the way out besides the model, behind ``127.0.0.1:8130`` in the box; None: there is none.
             timeout_s: to the handshake. Not in it: what is done once, the fetching of an agent's layer and
                 the making of a template; and waiting for others that start.
 
@@ -154,8 +152,8 @@ class Boxes:
         try:
             held = self._hold(volumes)
             try:
-                recipe = await self.recipe(memory_mb=memory_mb, vcpus=vcpus, image=image, agents=agents)
-                wish = _Wish(recipe, gateway_socket, policy or Policy(), held)
+                recipe = await self.recipe(memory_mb=memory_mb, vcpus=vcpus, rootfs=rootfs)
+                wish = _Wish(recipe, gateway_socket, policy or Policy(), held, egress)
                 box = await self._spare_box(wish) or await self._new_box(wish, timeout_s)
             except BaseException:
                 # Whatever had them is undone.
@@ -231,7 +229,7 @@ class Boxes:
                 start_note=note,
             )
             box = Box(birth.connection, facts, lambda: self._close(birth), birth.phases, birth.transport.connect)
-            await settle(birth, box, wish.policy, wish.gateway_socket, wish.held)
+            await settle(birth, box, wish.policy, wish.gateway_socket, wish.held, wish.egress)
             box.facts = facts.model_copy(update={"boot_s": round(time.monotonic() - began, 3)})
         except BaseException:
             await birth.undo()
@@ -328,6 +326,7 @@ class _Wish:
     gateway_socket: Path | None
     policy: Policy
     held: Held | None
+    egress: OpenEgress | None
 
 
 def _append(path: Path, line: str) -> None:

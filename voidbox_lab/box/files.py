@@ -84,13 +84,13 @@ async def put(
         try:
             if handle is None:
                 assert isinstance(source, bytes)
-                await _send(call, source)
+                await send(call, source)
             else:
                 while data := await run_sync(handle.read, CHUNK):
-                    if not await _send(call, data):
+                    if not await send(call, data):
                         break
             call.end(0)
-            reply = await _progress(call, call.result)
+            reply = await progress(call, call.result)
         finally:
             call.abandon()
     finally:
@@ -99,16 +99,18 @@ async def put(
     return int(reply.get("size", 0)) if type(reply.get("size")) is int else 0
 
 
-async def _send(call: Call, data: bytes) -> bool:
+async def send(call: Call, data: bytes) -> bool:
+    """Send `data` on channel 0; False if the call ended first. `LimitExceeded` without progress for `STALL_S`."""
     with memoryview(data) as view:
         for start in range(0, len(view), CHUNK):
             part = view[start : start + CHUNK]
-            if not await _progress(call, lambda part=part: call.send(0, part)):  # type: ignore[misc]
+            if not await progress(call, lambda part=part: call.send(0, part)):  # type: ignore[misc]
                 return False
     return True
 
 
-async def _progress(call: Call, step: Callable[[], Awaitable[T]]) -> T:
+async def progress(call: Call, step: Callable[[], Awaitable[T]]) -> T:
+    """One step of a transfer; `LimitExceeded` if it takes longer than `STALL_S`."""
     try:
         with anyio.fail_after(STALL_S):
             return await step()
@@ -130,7 +132,7 @@ async def chunks(
     call = connection.open(p.OP_GET, **fields)
     try:
         total = 0
-        while data := await _progress(call, lambda: call.receive(0, CHUNK)):
+        while data := await progress(call, lambda: call.receive(0, CHUNK)):
             total += len(data)
             if total > max_bytes:
                 raise LimitExceeded(
@@ -140,7 +142,7 @@ async def chunks(
                     unit="bytes",
                 )
             yield data
-        await _progress(call, call.result)
+        await progress(call, call.result)
     finally:
         call.abandon()
 

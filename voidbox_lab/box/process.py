@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -11,10 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from voidbox_lab.box.call import Call
 from voidbox_lab.errors import ProviderError, UserError, VoidboxError
+from voidbox_lab.spec.events import Denied
 from voidbox_lab.wire.protocol import MAX_COLS, MAX_ROWS, STDERR, STDIN, STDOUT
 
 KILL_S = 15.0
 """Seconds from SIGKILL to the guest's word that the command is over; the guest gives up after 5 itself."""
+MAX_DENIED = 1000
+"""Denials taken of one command; a guest that tells more is not listened to."""
+MAX_COUNT = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,8 @@ class Completed:
     timed_out: bool
     oom: bool
     duration_s: float
+    denied: tuple[Denied, ...] = ()
+    """What the policy denied it and what it started."""
 
 
 class Output(ByteReceiveStream):
@@ -150,6 +158,10 @@ class Process:
 
     def __init__(self, call: Call, argv: tuple[str, ...], pid: int, stdin: bool, pty: Pty | None = None) -> None:
         self._call = call
+        self._taking = anyio.Lock()
+        self._taken = 0
+        self._told: deque[Denied] = deque()
+        self._denials = 0
         self.pty = pty
         """The size of its terminal, which `stdin` and `stdout` are then; `stderr` is empty."""
         self._exit: Exit | None = None
@@ -168,12 +180,34 @@ class Process:
             Cancelled: it was killed by `kill` and there is no exit status.
         """
         while self._exit is None:
+            await self._take(self._taken)
+        return self._exit
+
+    async def denials(self) -> AsyncIterator[Denied]:
+        """What the policy denies it and what it started, as it happens, until it has ended; at most `MAX_DENIED`.
+
+        For one reader. Raises as `wait`.
+        """
+        while self._told or self._exit is None:
+            if self._told:
+                yield self._told.popleft()
+            else:
+                await self._take(self._taken)
+
+    async def _take(self, seen: int) -> None:
+        """Take one event in, unless another task has since the `seen`-th."""
+        async with self._taking:
+            if self._taken != seen:
+                return
             event = await self._call.event()
             if event is None:
                 self._exit = Exit.from_guest(await self._call.result())
             elif "exited" in event:
                 self._exit = Exit.from_guest(event["exited"])
-        return self._exit
+            elif "denied" in event and self._denials < MAX_DENIED:
+                self._told.append(denied(event["denied"]))
+                self._denials += 1
+            self._taken += 1
 
     async def resize(self, rows: int, cols: int) -> None:
         """Give its terminal another size; the programs in front get SIGWINCH. Nothing happens once it has ended.
@@ -214,8 +248,23 @@ class Process:
         await self.kill()
 
 
+def denied(fields: object) -> Denied:
+    """A denial from the guest's fields.
+
+    Raises:
+        ProviderError: they are not those of a denial.
+    """
+    if not isinstance(fields, dict):
+        raise ProviderError("The guest sent a malformed denial.", cause="protocol")
+    try:
+        told = Denied.model_validate({**fields, "type": "denied"}, strict=True)
+    except ValidationError:
+        raise ProviderError("The guest sent a malformed denial.", cause="protocol") from None
+    return told if told.count <= MAX_COUNT else told.model_copy(update={"count": MAX_COUNT})
+
+
 async def started(call: Call, timeout_s: float) -> int:
-    """Wait until the command of `call` runs; its pid in the guest.
+    """Wait until the command of `call` runs; its pid in the guest. What it was denied before is in the error.
 
     Raises:
         UserError: there is no such program, directory or user, or policy denies it (cause ``denied``).
@@ -224,6 +273,8 @@ async def started(call: Call, timeout_s: float) -> int:
     try:
         with anyio.fail_after(timeout_s):
             event = await call.event()
+            while event is not None and "denied" in event:
+                event = await call.event()
     except TimeoutError:
         call.abandon()
         raise call.late(timeout_s) from None

@@ -9,8 +9,9 @@ from pathlib import Path
 import anyio
 
 from voidbox_lab.box.birth import Birth
-from voidbox_lab.box.box import Box
+from voidbox_lab.box.box import Box, policy_fields
 from voidbox_lab.box.connection import REQUEST_S, Connection
+from voidbox_lab.box.egress import ENVIRONMENT, OpenEgress
 from voidbox_lab.box.mounting import mount, mounted
 from voidbox_lab.box.process import Process, started
 from voidbox_lab.errors import UserError
@@ -23,8 +24,16 @@ REHEARSAL_S = 60.0
 """Seconds that each rehearsed command gets."""
 
 
-async def settle(birth: Birth, box: Box, policy: Policy, gateway_socket: Path | None, held: Held | None) -> None:
-    """Set the guest's clock, mount the volumes `held`, put `policy` in force and open the way to the gateway.
+async def settle(
+    birth: Birth,
+    box: Box,
+    policy: Policy,
+    gateway_socket: Path | None,
+    held: Held | None,
+    egress: OpenEgress | None = None,
+) -> None:
+    """Set the guest's clock, mount the volumes `held`, put `policy` in force and open the ways to the gateway and
+    out.
 
     The requests leave together, and the guest takes them in order.
 
@@ -40,6 +49,10 @@ async def settle(birth: Birth, box: Box, policy: Policy, gateway_socket: Path | 
     if gateway_socket is not None:
         port = birth.transport.forward(0, gateway_socket)
         calls.append(connection.open(p.OP_PROXY, listen=p.PROXY_PORT, port=port))
+    if egress is not None:
+        port = await birth.let_out(egress)
+        calls.append(connection.open(p.OP_PROXY, listen=p.EGRESS_PORT, port=port))
+        box.environment = ENVIRONMENT
     calls.append(connection.open(p.OP_PING))
     # Before the policy, which may name programs on a volume.
     await mounted(mount(connection, held))
@@ -64,7 +77,7 @@ async def rehearse(connection: Connection, commands: Sequence[Sequence[str]] = (
         VoidboxError: the guest could not do it.
     """
     await connection.request(p.OP_IDENTITY, time_ns=time.time_ns())
-    await connection.request(p.OP_POLICY, commands=None, rlimits=Policy().rlimits.model_dump())
+    await connection.request(p.OP_POLICY, **policy_fields(Policy()))
     await connection.request(p.OP_MKDIR, path=REHEARSAL, user="agent", mode=0o700, parents=False)
     for argv in (("/bin/true",), *commands):
         call = connection.open(

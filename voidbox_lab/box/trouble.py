@@ -48,6 +48,10 @@ def from_guest(op: str, error: Mapping[str, Any]) -> VoidboxError:
         return LimitExceeded(
             f"The box's disk is full ({message}); remove files in it.", limit="disk", source="policy", cause="disk"
         )
+    if code == p.TOO_LARGE:
+        limit = error.get("limit")
+        what = limit if limit in {"files", "bytes"} else "size"
+        return LimitExceeded(f"{op} in the box: {message}.", limit=str(what), cause=code)
     if code == p.BUSY:
         return LimitExceeded(f"The box can take no more ({message}); wait for commands to end.", limit="processes")
     if code == p.CANCELLED:
