@@ -4,7 +4,7 @@ and they count what was opened and closed, so that a leak fails a test."""
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,12 @@ import anyio
 
 from voidbox_lab import agents
 from voidbox_lab.agents import AgentResult, Launch
+from voidbox_lab.box.bundles import LeftOut, Packed
 from voidbox_lab.engine import Host, StageJob
 from voidbox_lab.errors import BoxLost, UserError, VoidboxError
-from voidbox_lab.spec import BoxFacts, Skill, VoidBoxSpec
-from voidbox_lab.spec.events import AgentText, Body, Telemetry, ToolCall
+from voidbox_lab.spec import BoxFacts, Policy, VoidBoxSpec
+from voidbox_lab.spec.events import AgentText, Body, Denied, Telemetry, ToolCall
+from voidbox_lab.wire import bundle
 
 SAMPLE = Telemetry(
     cpu=0.5, load1=0.1, memory_total_kb=500_000, memory_used_kb=1000, disk_total_kb=1, disk_used_kb=0,
@@ -35,17 +37,23 @@ class FakeExit:
 
 
 class FakeProcess:
-    """Plays a script of ("out"|"err", bytes), ("sleep", s), ("lose", cause) and ("exit", FakeExit)."""
+    """Plays a script of ("out"|"err", bytes), ("denied", Denied), ("sleep", s), ("lose", cause) and
+    ("exit", FakeExit)."""
 
     def __init__(self, script: Sequence[tuple[str, Any]], timeout_s: float) -> None:
         out_send, self.stdout = anyio.create_memory_object_stream[bytes](1000)
         err_send, self.stderr = anyio.create_memory_object_stream[bytes](1000)
-        self._sends = {"out": out_send, "err": err_send}
+        denied_send, self._denied = anyio.create_memory_object_stream[Denied](1000)
+        self._sends: dict[str, Any] = {"out": out_send, "err": err_send, "denied": denied_send}
         self._script, self._timeout_s = script, timeout_s
         self.log: list[str] = []
 
     async def wait(self) -> FakeExit:
         return self._exit
+
+    async def denials(self) -> AsyncIterator[Denied]:
+        async for denied in self._denied:
+            yield denied
 
     async def kill(self, within_s: float = 0) -> None:
         self.log.append("processes")
@@ -69,6 +77,7 @@ class FakeProcess:
 class FakeBox:
     def __init__(self, boxes: FakeBoxes, memory_mb: int) -> None:
         self.boxes, self.files = boxes, dict[str, bytes]()
+        self.name = ""
         self.id = f"vb-{boxes.opened:010x}"
         self.facts = BoxFacts(
             isolation="tcg",
@@ -82,7 +91,8 @@ class FakeBox:
         self.closed = False
 
     async def start_exec(self, argv: Sequence[str], *, timeout_s: float, **options: Any) -> FakeProcess:
-        script = self.boxes.script(argv[-1])
+        self.name = argv[-1]
+        script = self.boxes.script(self.name)
         process = FakeProcess([s for s in script if s[0] != "lose"], timeout_s)
         if lost := [value for what, value in script if what == "lose"]:
 
@@ -97,6 +107,27 @@ class FakeBox:
 
     async def put(self, src: Path | bytes, dst: str, **_: Any) -> None:
         self.files[dst] = src if isinstance(src, bytes) else await anyio.Path(src).read_bytes()
+
+    async def apply(self, policy: Policy, places: Sequence[str] = ()) -> None:
+        self.policy, self.places = policy, places
+
+    async def unpack(self, path: str, chunks: Iterator[bytes], **_: Any) -> None:
+        decoder = bundle.Decoder()
+        for chunk in chunks:
+            for entry, data, _last in decoder.feed(chunk):
+                if entry.kind == bundle.FILE:
+                    name = f"{path}/{entry.path.decode()}"
+                    self.files[name] = self.files.get(name, b"") + data
+        assert decoder.whole
+
+    async def pack(self, path: str, *, left_out: LeftOut, **_: Any) -> AsyncGenerator[Packed, None]:
+        for item in self.boxes.leaves.get(self.name, ()):
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, Packed):
+                yield item
+            else:
+                left_out.add(*item)
 
     async def mkdir(self, path: str, **_: Any) -> None:
         return
@@ -127,6 +158,8 @@ class FakeBoxes:
     boxes_: list[FakeBox] = field(default_factory=list)
     execs: list[tuple[FakeBox, Sequence[str], dict[str, Any]]] = field(default_factory=list)
     fail: Exception | None = None
+    leaves: dict[str, Sequence[Any]] = field(default_factory=dict)
+    """By stage, what it leaves in ``/workspace/output``: `Packed`, what is left out, or an error."""
     log: list[str] = field(default_factory=list)
     """What was let go of, in order."""
 
@@ -170,8 +203,10 @@ class FakeAdapter:
     name = "lab-agent"
     layer = None
 
-    def prepare(self, stage: VoidBoxSpec, skills: Sequence[Skill], base_url: str, token: str) -> Launch:
-        files = {f"/home/agent/.claude/skills/{s.name}/SKILL.md": s.to_markdown().encode() for s in skills}
+    def prepare(self, stage: VoidBoxSpec, base_url: str, token: str) -> Launch:
+        files = {
+            f"/home/agent/.claude/skills/{s.name}/SKILL.md": s.to_markdown().encode() for s in stage.procedures
+        }
         return Launch(("agent", stage.prompt, stage.name), {"TOKEN": token, "URL": base_url}, files)
 
     def parser(self) -> FakeParser:

@@ -13,12 +13,14 @@ import pytest
 from tests.engine.doubles import FakeExit, says
 from tests.engine.lab import at, box, chain, open_lab
 from voidbox_lab.box.trouble import first_error
-from voidbox_lab.engine import Capacity, stage
+from voidbox_lab.engine import Capacity, StageJob, provision, stage
 from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError, UserError
-from voidbox_lab.spec import InputFile, RunSpec, Skill, Stage
+from voidbox_lab.spec import InputFile, Policy, RunSpec, Skill, Stage
 from voidbox_lab.spec.events import (
     AgentLog,
     AgentText,
+    Denied,
+    Notice,
     Queued,
     RunChanged,
     StageChanged,
@@ -50,6 +52,20 @@ async def test_one_stage_from_queued_to_its_answer(lab: Any) -> None:
         assert any(isinstance(b, Telemetry) for b in bodies)
         assert isinstance(bodies[0], RunChanged)
         assert isinstance(bodies[-1], RunChanged)
+
+
+async def test_denials_and_a_looser_policy_are_told(lab: Any) -> None:
+    denied = Denied(rule="syscalls.ptrace", subject="ptrace", message="No.", program="gdb", count=3)
+    async with lab(one=[("denied", denied), *says(result="42")]) as it:
+        loose = box("one", policy=Policy(syscalls=("ptrace", "bpf"), commands=("/usr/", "/workspace/")))
+        run = RunSpec(stages=(Stage(box=loose), Stage(box=box("two"))))
+        record = await it.run(run)
+        bodies = [e.body for e in await it.events(record.id)]
+        assert [b for b in bodies if isinstance(b, Denied)] == [denied]
+        assert [b.message for b in bodies if isinstance(b, Notice)] == [
+            "Stage 'one' runs with a looser policy than the default: system calls bpf, system calls ptrace, "
+            "execution of files in /workspace/."
+        ]
 
 
 async def test_inputs_skills_and_token_reach_the_box(lab: Any) -> None:
@@ -137,14 +153,14 @@ async def test_a_guest_that_does_not_keep_its_own_time_is_stopped_by_the_host(
 async def test_provisioning_has_a_bound_that_grows_with_the_inputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "PROVISION_S", 0.2)
-    monkeypatch.setattr(stage, "PROVISION_RATE", 1000)
+    monkeypatch.setattr(provision, "PROVISION_S", 0.2)
+    monkeypatch.setattr(provision, "PROVISION_RATE", 1000)
     (tmp_path / "data").write_bytes(bytes(1000))
-    small = stage.StageJob("r", Stage(box=box("one")), {}, {})
-    large = stage.StageJob("r", Stage(box=box("one")), {"data": tmp_path / "data"}, {"before": "text"})
-    with stage._provisioning(large):
+    small = StageJob("r", Stage(box=box("one")), {}, {})
+    large = StageJob("r", Stage(box=box("one")), {"data": tmp_path / "data"}, {"before": "text"})
+    with provision.provisioning(large):
         await anyio.sleep(0.4)
-    with pytest.raises(LimitExceeded, match="smaller inputs") as e, stage._provisioning(small):
+    with pytest.raises(LimitExceeded, match="smaller inputs") as e, provision.provisioning(small):
         await anyio.sleep(5)
     assert (e.value.source, e.value.value) == ("default", 0.2)
     assert "timeout" not in e.value.message

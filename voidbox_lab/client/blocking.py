@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,34 @@ class Client:
     def download(self, digest: str) -> bytes:
         """The bytes of an artifact."""
         return self._call(Call("GET", f"/v1/artifacts/{digest}")).content
+
+    def fetch(self, digest: str, to: Path) -> None:
+        """Write an artifact to the file `to`, which appears only when whole.
+
+        Raises:
+            UserError: it cannot be written there.
+            ProviderError: what came is not what the digest says (cause ``artifact-corrupt``).
+        """
+        call, sha = Call("GET", f"/v1/artifacts/{digest}"), hashlib.sha256()
+        part = to.with_name(f".{to.name}.{secrets.token_hex(4)}.part")
+        try:
+            with self._open.stream(call.method, call.path) as response, part.open("xb") as file:
+                if not response.is_success:
+                    response.read()
+                    protocol.checked(response)
+                for data in response.iter_bytes(protocol.CHUNK):
+                    sha.update(data)
+                    file.write(data)
+            if f"sha256:{sha.hexdigest()}" != digest:
+                raise ProviderError(f"The artifact {digest} was damaged on its way.", cause="artifact-corrupt")
+            part.replace(to)
+        except protocol.LOST as e:
+            raise protocol.lost("fetching a file", e) from e
+        except OSError as e:
+            raise UserError(f"{to} cannot be written ({e.strerror}); check the path.") from e
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
     def execute(self, request: ExecRequest) -> Iterator[ExecEvent]:
         """Run a command in a fresh box; closing the iterator ends the box."""

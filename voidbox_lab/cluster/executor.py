@@ -35,8 +35,8 @@ from voidbox_lab.cluster.ticket import (
 from voidbox_lab.engine.admission import TELL_S, WAIT_S
 from voidbox_lab.engine.cache import Identify
 from voidbox_lab.engine.executor import Admitted
+from voidbox_lab.engine.job import Emit, Moved, Result, StageJob
 from voidbox_lab.engine.ports import Box
-from voidbox_lab.engine.stage import Emit, Moved, StageJob
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError, VoidboxError
 from voidbox_lab.spec import InputFile, Stage, digest_bytes
 from voidbox_lab.spec.events import Queued
@@ -94,9 +94,15 @@ class DaskExecutor:
                 f"Stage {box.name!r} has a volume, which lies on one host; run it without VOIDBOX_EXECUTOR.",
                 cause="volume",
             )
+        if box.mounts:
+            raise UserError(
+                f"Stage {box.name!r} has a folder of this host, which a worker does not see; run it without "
+                "VOIDBOX_EXECUTOR, or give it the files as inputs.",
+                cause="mount",
+            )
         self._cluster.check(f"Stage {box.name!r}", resources(box))
 
-    async def run(self, job: StageJob, emit: Emit, moved: Moved, admitted: Admitted) -> str:
+    async def run(self, job: StageJob, emit: Emit, moved: Moved, admitted: Admitted) -> Result:
         """See `Executor`."""
         began = False
 
@@ -145,7 +151,7 @@ class DaskExecutor:
             identity=identity,
         )
 
-    async def _send(self, flight: Flight, follow: Follow) -> str | None:
+    async def _send(self, flight: Flight, follow: Follow) -> Result | None:
         """One ticket, to its answer; None if it must be sent again."""
         from voidbox_lab.cluster.plugin import begin
 
@@ -195,7 +201,7 @@ class DaskExecutor:
         """Send what an attempt lacks."""
         link = flight.link
         texts = {f.digest: job.upstream[name] for name, f in flight.ticket.upstream.items()}
-        paths = {f.digest: job.inputs[name] for name, f in job.files.items()}
+        paths = {**job.blobs, **{f.digest: job.inputs[name] for name, f in job.files.items()}}
         try:
             for digest in digests:
                 if link is None or flight.link is not link:

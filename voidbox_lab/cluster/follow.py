@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from voidbox_lab.cluster.flight import Flight, News
-from voidbox_lab.cluster.ticket import MAX_ANSWER_CHARS
-from voidbox_lab.engine.stage import Emit, Moved, StageJob
+from voidbox_lab.cluster.ticket import FILE_BYTES, MAX_ANSWER_CHARS
+from voidbox_lab.engine.collect import MAX_BYTES
+from voidbox_lab.engine.job import Emit, Moved, Result, StageJob
 from voidbox_lab.errors import LimitExceeded, ProviderError, VoidboxError, from_dict
+from voidbox_lab.spec import InputFile
 from voidbox_lab.spec.events import BODY, ModelCall, Notice
+from voidbox_lab.spec.skill import check_relative
 
 MAX_LOST = 3
 """How often a stage is tried again after its worker was lost."""
 MAX_RESENT = 20
 """How often a stage that Dask gave back is sent again, lost workers or not."""
+
+MEMORY_BYTES = 4 << 20
+"""Of a file that comes, so much is held in memory."""
 
 log = logging.getLogger(__name__)
 Supply = Callable[[Flight, StageJob, list[str]], Coroutine[Any, Any, None]]
@@ -33,8 +41,9 @@ class Follow:
         self._lost = self._resent = 0
         self._moved, self._began = moved, began
         self._pieces: list[str] = []
+        self._files = Files(job)
 
-    async def news(self, flight: Flight, supply: Supply, tasks: TaskGroup) -> str | None:
+    async def news(self, flight: Flight, supply: Supply, tasks: TaskGroup) -> Result | None:
         """The answer once it is there; None if the ticket came back and is to be sent again.
 
         Raises:
@@ -44,6 +53,7 @@ class Follow:
             match news.what:
                 case "begun":
                     self._pieces.clear()
+                    self._files = Files(self.job)
                     await self._began()
                 case "needs":
                     tasks.start_soon(supply, flight, self.job, [str(d) for d in json.loads(news.data)])
@@ -54,11 +64,13 @@ class Follow:
                     self._pieces.append(news.data)
                     if sum(map(len, self._pieces)) > MAX_ANSWER_CHARS:
                         raise _too_long(self.job)
+                case "file":
+                    await self._files.take(news.data)
                 case "end":
-                    error = json.loads(news.data)["error"]
-                    if error is not None:
-                        raise from_dict(error)
-                    return "".join(self._pieces)
+                    end = json.loads(news.data)
+                    if end["error"] is not None:
+                        raise from_dict(end["error"])
+                    return Result("".join(self._pieces), self._files.named(end["files"]))
                 case "lost":
                     await self._count(news.data)
                 case "held":
@@ -96,6 +108,48 @@ class Follow:
             raise _worker_lost(self.job, "it did not even begin") from error
         log.warning("%s is sent again: %s", self.job.box.name, error)
         await anyio.sleep(0.5)
+
+
+class Files:
+    """What an attempt left, as it comes: piece by piece, file after file."""
+
+    def __init__(self, job: StageJob) -> None:
+        self._job = job
+        self._part: IO[bytes] | None = None
+        self._left = MAX_BYTES
+        self._kept: dict[str, InputFile] = {}
+
+    async def take(self, data: str) -> None:
+        """A piece in Base64, or the end of a file."""
+        if self._part is None:
+            self._part = SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115 - closed at the file's end
+        piece = base64.b64decode(data)
+        self._left -= len(piece)
+        if self._left < 0:
+            raise ProviderError("A worker sent more than a stage may leave.", cause="protocol")
+        self._part.write(piece)
+        if not piece:
+            part, self._part = self._part, None
+            with part:
+                part.seek(0)
+                file = await self._job.keep(_pieces(part))
+            self._kept[file.digest] = file
+
+    def named(self, files: Mapping[str, Any]) -> dict[str, InputFile]:
+        """The files by their paths, as the worker says.
+
+        Raises:
+            ProviderError: one of them did not come.
+        """
+        found = {check_relative(path): InputFile.model_validate(file) for path, file in files.items()}
+        if any(self._kept.get(file.digest) != file for file in found.values()):
+            raise ProviderError("A file of the stage was damaged on its way; run it again.", cause="input-damaged")
+        return found
+
+
+async def _pieces(part: IO[bytes]) -> AsyncIterator[bytes]:
+    while data := part.read(FILE_BYTES):
+        yield data
 
 
 def _too_long(job: StageJob) -> LimitExceeded:

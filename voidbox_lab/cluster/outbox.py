@@ -44,10 +44,14 @@ class Outbox:
         self._size += self._waiting[-1].size
         self._news()
 
-    async def emit(self, body: Body) -> None:
-        """Say an event; waits while too much is unconfirmed."""
+    async def room(self) -> None:
+        """Wait while too much is unconfirmed."""
         while self._size > self._window:
             await self._confirmed.wait()
+
+    async def emit(self, body: Body) -> None:
+        """Say an event; waits while too much is unconfirmed."""
+        await self.room()
         last = self._waiting[-1] if self._waiting else None
         if (
             isinstance(body, AgentText)

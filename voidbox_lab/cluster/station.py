@@ -6,11 +6,13 @@ said; as long as it calls, it is alive. One it has not heard of for `LEASE_S` se
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,6 +29,7 @@ from voidbox_lab.cluster.outbox import Outbox
 from voidbox_lab.cluster.place import own_place
 from voidbox_lab.cluster.ticket import (
     EXCHANGE_S,
+    FILE_BYTES,
     LEASE_S,
     PIECE_CHARS,
     REPLY_BYTES,
@@ -34,12 +37,13 @@ from voidbox_lab.cluster.ticket import (
     Ticket,
 )
 from voidbox_lab.engine import Host, StageJob, ports
+from voidbox_lab.engine.job import Result, Session
 from voidbox_lab.engine.moves import Progress
-from voidbox_lab.engine.stage import Session, run_stage
+from voidbox_lab.engine.stage import run_stage
 from voidbox_lab.errors import Cancelled, ProviderError, UserError, VoidboxError
 from voidbox_lab.gateway.serve import serving_unix
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import VoidBoxSpec
+from voidbox_lab.spec import InputFile, VoidBoxSpec
 from voidbox_lab.spec.events import Body, BoxBooted, ModelCall
 
 BATCH_S = 0.02
@@ -220,27 +224,30 @@ class Station:
     async def _carry_out(self, attempt: _Attempt) -> None:
         """From the daemon's word to its confirmation of the end."""
         outbox, error = attempt.outbox, None
+        files: dict[str, Any] = {}
         try:
             with CancelScope() as attempt.scope:
-                answer = await self._work(attempt)
-                for start in range(0, len(answer), PIECE_CHARS):
-                    outbox.post("answer", answer[start : start + PIECE_CHARS])
+                result = await self._work(attempt)
+                for start in range(0, len(result.text), PIECE_CHARS):
+                    outbox.post("answer", result.text[start : start + PIECE_CHARS])
+                files = {path: file.model_dump() for path, file in result.files.items()}
             if attempt.scope.cancelled_caught:
                 error = Cancelled("The stage was ended by its daemon.", cause="cancelled").to_dict()
         except Exception as e:
             error = _described(e, self.host)
         if self._closing.is_set():
             raise self._going()  # not the stage's end: it is tried elsewhere
-        outbox.post("end", json.dumps({"error": error}))
+        outbox.post("end", json.dumps({"error": error, "files": files}))
         with CancelScope() as attempt.scope:
             await outbox.confirmed()
 
-    async def _work(self, attempt: _Attempt) -> str:
+    async def _work(self, attempt: _Attempt) -> Result:
         backend, inputs, ticket, outbox = self._backend, self._inputs, attempt.ticket, attempt.outbox
         assert backend is not None, "looked at before"
         assert inputs is not None, "comes and goes with the backend"
         await self._agree(ticket, backend)
-        digests = {f.digest for f in (*ticket.files.values(), *ticket.upstream.values())}
+        beside = [file for skill in ticket.stage.box.procedures for file in skill.files.values()]
+        digests = {f.digest for f in (*ticket.files.values(), *ticket.upstream.values(), *beside)}
         with inputs.held(digests):
             if missing := inputs.missing(sorted(digests)):
                 outbox.post("needs", json.dumps(missing))
@@ -262,6 +269,8 @@ class Station:
                 ticket.stage,
                 inputs={name: inputs.path(f.digest) for name, f in ticket.files.items()},
                 files=ticket.files,
+                blobs={f.digest: inputs.path(f.digest) for f in beside},
+                keep=lambda data: _sent(outbox, data),
                 upstream={n: await _text(inputs, f.digest) for n, f in ticket.upstream.items()},
                 metered=metered,
             )
@@ -326,6 +335,19 @@ async def _sweep(backend: Backend) -> None:
             log.warning("swept what a dead process left: %s", ", ".join(removed))
     except VoidboxError as e:
         log.info("nothing swept: %s", e)
+
+
+async def _sent(outbox: Outbox, data: AsyncIterable[bytes]) -> InputFile:
+    """Have the daemon keep a file."""
+    sha, size = hashlib.sha256(), 0
+    async for chunk in data:
+        sha.update(chunk)
+        size += len(chunk)
+        for start in range(0, len(chunk), FILE_BYTES):
+            await outbox.room()
+            outbox.post("file", base64.b64encode(chunk[start : start + FILE_BYTES]).decode())
+    outbox.post("file", "")
+    return InputFile(digest=f"sha256:{sha.hexdigest()}", size=size)
 
 
 async def _text(inputs: Inputs, digest: str) -> str:

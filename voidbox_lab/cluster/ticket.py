@@ -32,13 +32,16 @@ WINDOW_BYTES = 4 << 20
 """What an attempt may have said without being confirmed before it has to wait."""
 CHUNK_BYTES = 4 << 20
 """Inputs travel in pieces of this size."""
+FILE_BYTES = 256 << 10
+"""Files that a stage left travel in pieces of at most this size."""
 PIECE_CHARS = 1 << 20
 """Answers travel in pieces of this size."""
 MAX_ANSWER_CHARS = 64 << 20
 """Longest answer; an agent cannot write more (see `voidbox_lab.engine.stage.MAX_OUTPUT_BYTES`)."""
 
-Kind = Literal["begun", "needs", "moved", "event", "metered", "answer", "end"]
-"""``begun`` waits for its confirmation before anything is done; ``end`` is the last, the box is closed by then."""
+Kind = Literal["begun", "needs", "moved", "event", "metered", "answer", "file", "end"]
+"""``begun`` waits for its confirmation before anything is done; ``end`` is the last, the box is closed by then.
+``file`` is a piece of a file that the stage left, in Base64; an empty one ends the file."""
 Message = tuple[str, int, Kind, str]
 """Attempt, number, kind and JSON (for ``answer``: text)."""
 

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from voidbox_lab.agents import Adapter
 from voidbox_lab.box import Boxes
 from voidbox_lab.engine import StageJob, ports
-from voidbox_lab.engine.stage import Session
+from voidbox_lab.engine.job import Session
 from voidbox_lab.machines import Hypervisor
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import VoidBoxSpec

@@ -20,7 +20,7 @@ from voidbox_lab.daemon.streams import Sender
 from voidbox_lab.engine import Waiting
 from voidbox_lab.engine.stage import CLOSE_S
 from voidbox_lab.errors import CommandFailed, LimitExceeded, ProviderError, VoidboxError
-from voidbox_lab.spec import Policy
+from voidbox_lab.spec import Policy, Rootfs
 from voidbox_lab.spec.api import CheckReport, CheckStep
 from voidbox_lab.vsock import kernel_available
 
@@ -122,7 +122,7 @@ class _Check:
                 self._daemon.admission.admitted(MEMORY_MB, 1, what="The check's box", tell=waits)
             )
             box = await (await self._daemon.backend.boxes()).open(
-                memory_mb=MEMORY_MB, vcpus=1, image="default", agents=(), gateway_socket=None, policy=Policy()
+                memory_mb=MEMORY_MB, vcpus=1, rootfs=Rootfs(), gateway_socket=None, policy=Policy()
             )
             boxes.append(box)
             facts = box.facts

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Literal
 
 import anyio
 
+from voidbox_lab.box.folders import Copied, at_first, bring_back, mounted
 from voidbox_lab.box.trouble import first_error
 from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.streams import Sender
@@ -17,6 +18,7 @@ from voidbox_lab.engine import Waiting
 from voidbox_lab.engine.ports import Box, Exit
 from voidbox_lab.engine.stage import CLOSE_S, GRACE_S
 from voidbox_lab.errors import Cancelled, LimitExceeded, UserError
+from voidbox_lab.spec import Rootfs
 from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted, ExecWaiting, ShellRequest
 
 
@@ -64,10 +66,9 @@ async def fresh_box(
         box = await daemon.backend.open(
             memory_mb=request.memory_mb,
             vcpus=request.vcpus,
-            image=request.image,
-            agents=(),
+            rootfs=Rootfs(image=request.image),
             gateway_socket=None,
-            policy=request.policy,
+            policy=at_first(request.policy, request.mounts),
             volumes=request.volumes,
         )
         try:
@@ -87,12 +88,25 @@ async def _execute(daemon: Daemon, request: ExecRequest, send: Sender) -> None:
     async def tell(waiting: ExecWaiting) -> None:
         await send("waiting", waiting, None)
 
-    async with fresh_box(daemon, request, "The command's box", tell) as box:
+    async with (
+        fresh_box(daemon, request, "The command's box", tell) as box,
+        mounted(box, request.mounts, request.policy) as copied,
+    ):
         await send("started", ExecStarted(facts=box.facts), None)
-        await _run(box, request, stdin, send)
+        ended = await _run(box, request, stdin, send)
+        if ended.code == 0:
+            await brought_back(box, copied)
+        await send("exit", ended, None)
 
 
-async def _run(box: Box, request: ExecRequest, stdin: bytes | None, send: Sender) -> None:
+async def brought_back(box: Box, copied: Sequence[Copied]) -> None:
+    """Bring back what was changed in writable folders. Errors as `bring_back`."""
+    async with aclosing(bring_back(box, copied, f"voidbox-{box.id}")) as events:
+        async for _ in events:
+            pass
+
+
+async def _run(box: Box, request: ExecRequest, stdin: bytes | None, send: Sender) -> ExecExit:
     with anyio.move_on_after(request.timeout_s + GRACE_S) as scope:
         process = await box.start_exec(
             list(request.argv),
@@ -116,7 +130,7 @@ async def _run(box: Box, request: ExecRequest, stdin: bytes | None, send: Sender
             unit="s",
             source="request",
         )
-    await send("exit", exit_of(ended), None)
+    return exit_of(ended)
 
 
 def exit_of(ended: Exit) -> ExecExit:

@@ -18,13 +18,15 @@ from starlette.types import ASGIApp
 
 from voidbox_lab import agents, images
 from voidbox_lab.box import Box, Boxes
+from voidbox_lab.box.egress import Close, OpenEgress
 from voidbox_lab.engine import StageJob
 from voidbox_lab.errors import ProviderError, UserError, VoidboxError
 from voidbox_lab.gateway import Gateway, Keys, StageSession, cost_usd
+from voidbox_lab.gateway.egress import EgressProxy, Record
 from voidbox_lab.machines import Hypervisor
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import Policy, Tokens, VoidBoxSpec, digest_json
-from voidbox_lab.spec.events import ModelCall
+from voidbox_lab.spec import Policy, Rootfs, Tokens, VoidBoxSpec, digest_json
+from voidbox_lab.spec.events import Body, ModelCall
 from voidbox_lab.spec.volume import Mount
 from voidbox_lab.wire.protocol import PROXY_PORT
 
@@ -87,9 +89,10 @@ class LiveBackend:
 
     def check(self, box: VoidBoxSpec, *, priced: bool = False) -> None:
         """See `Backend`."""
-        agents.adapter(box.adapter)
+        adapter = agents.adapter(box.adapter)
+        _check_network(box.effective_policy)
         if box.model is not None:
-            self._gateway.check(box.model, Keys(self._keys))
+            self._gateway.check(box.model, Keys(self._keys), adapter.api)
             if priced and cost_usd(box.model, Tokens(input=1)) is None:
                 raise UserError(
                     f"A budget in dollars bounds stage {box.name!r}, and {box.model} has no known price; "
@@ -100,9 +103,7 @@ class LiveBackend:
     async def identity(self, box: VoidBoxSpec) -> str:
         """See `Backend`."""
         layer = agents.adapter(box.adapter).layer
-        image = await anyio.to_thread.run_sync(images.resolve, self._settings, box.image)
-        if layer is not None:
-            image = await anyio.to_thread.run_sync(images.add_agent, self._settings, image, layer)
+        image = await anyio.to_thread.run_sync(images.compose, self._settings, box.rootfs(layer))
         script = self._gateway.script_digest(box.model) if box.model is not None else None
         return digest_json([image.digest, layer, script])
 
@@ -127,24 +128,25 @@ class LiveBackend:
         *,
         memory_mb: int,
         vcpus: int,
-        image: str,
-        agents: Sequence[str],
+        rootfs: Rootfs,
         gateway_socket: Path | None,
         policy: Policy,
         volumes: Sequence[Mount] = (),
+        egress: Record | None = None,
     ) -> Box:
         """See `Backend`."""
+        _check_network(policy)
         for last in (False, True):
             opened = await self._open()
             try:
                 return await opened.boxes.open(
                     memory_mb=memory_mb,
                     vcpus=vcpus,
-                    image=image,
-                    agents=agents,
+                    rootfs=rootfs,
                     gateway_socket=gateway_socket,
                     policy=policy,
                     volumes=volumes,
+                    egress=self._way_out(policy, egress or _logged),
                 )
             except ProviderError as e:
                 if e.cause != "libvirt-lost":
@@ -153,6 +155,17 @@ class LiveBackend:
                 if last:
                     raise
         raise AssertionError("unreachable")
+
+    def _way_out(self, policy: Policy, record: Record) -> OpenEgress | None:
+        if policy.network == "none":
+            return None
+
+        async def serve(path: Path) -> Close:
+            proxy = EgressProxy(policy, record)
+            await self._tasks.start(proxy.serve, path)
+            return proxy.aclose
+
+        return serve
 
     async def boxes(self) -> Boxes:
         """See `Backend`."""
@@ -220,6 +233,20 @@ class LiveBackend:
         finally:
             with anyio.CancelScope(shield=True):
                 await hypervisor.aclose()
+
+
+def _check_network(policy: Policy) -> None:
+    if policy.network == "open":
+        raise UserError(
+            "The network 'open' needs a network card in the box, which this release has none of; "
+            "use 'monitored', which reaches every public host and port through the proxy.",
+            cause="network-open",
+        )
+
+
+async def _logged(body: Body) -> None:
+    """For boxes that are of no run."""
+    log.info("a connection of a box: %s", body.model_dump_json(exclude_defaults=True))
 
 
 @asynccontextmanager

@@ -19,9 +19,10 @@ from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ValidationError
 
 from voidbox_lab.box import Pty
+from voidbox_lab.box.folders import Copied, mounted
 from voidbox_lab.box.trouble import first_error
 from voidbox_lab.daemon.core import Daemon
-from voidbox_lab.daemon.execs import end_with, exit_of, fresh_box
+from voidbox_lab.daemon.execs import brought_back, end_with, exit_of, fresh_box
 from voidbox_lab.daemon.streams import one_line
 from voidbox_lab.engine import ports
 from voidbox_lab.errors import Cancelled, LimitExceeded, ProviderError, UserError, VoidboxError
@@ -107,13 +108,17 @@ async def _end_with(daemon: Daemon, socket: WebSocket) -> None:
 async def _serve(daemon: Daemon, socket: WebSocket) -> None:
     request = await _request(socket)
     line = Line(socket, Pty(request.rows, request.cols))
+    mounts = () if request.run is not None else request.mounts  # a stage's box is as it is
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_end_with, daemon, socket)
             tasks.start_soon(line.listen)
             tasks.start_soon(_stay_alive, socket)
-            async with _box(daemon, request, socket) as box:
-                await _run(box, request, line)
+            async with (
+                _box(daemon, request, socket) as box,
+                mounted(box, mounts, request.policy) as copied,
+            ):
+                await _run(box, request, line, copied)
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise first_error(group) from group
@@ -218,7 +223,7 @@ class Line:
             await self._resized.wait()
 
 
-async def _run(box: ports.Box, request: ShellRequest, line: Line) -> None:
+async def _run(box: ports.Box, request: ShellRequest, line: Line, copied: Sequence[Copied]) -> None:
     size = line.size
     process = await _start(cast("Box", box), request, size)
     try:
@@ -231,6 +236,7 @@ async def _run(box: ports.Box, request: ShellRequest, line: Line) -> None:
                     await line.socket.send_bytes(shown[start : start + MAX_SHELL_MESSAGE])
             ended = exit_of(await process.wait())
             tasks.cancel_scope.cancel()
+        await brought_back(box, copied)
         # Before the box is closed: nobody need wait for that.
         await _say(line.socket, ended)
     finally:

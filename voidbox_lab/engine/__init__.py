@@ -3,10 +3,10 @@
 from voidbox_lab.engine.admission import Admission, Capacity, Waiting
 from voidbox_lab.engine.cache import StageCache
 from voidbox_lab.engine.executor import Executor, LocalExecutor
+from voidbox_lab.engine.job import Host, StageJob
 from voidbox_lab.engine.journal import Journal
 from voidbox_lab.engine.rest import interrupt
 from voidbox_lab.engine.runner import Runner
-from voidbox_lab.engine.stage import Host, StageJob
 
 __all__ = [
     "Admission",

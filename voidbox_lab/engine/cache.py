@@ -7,12 +7,14 @@ it could see is: names and bytes of its inputs, the outputs it builds on, the la
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import anyio
+from anyio import to_thread
 
-from voidbox_lab.engine.stage import StageJob
+from voidbox_lab.box.hostfolder import HostFolder
+from voidbox_lab.engine.job import StageJob
 from voidbox_lab.errors import VoidboxError
 from voidbox_lab.spec import (
     TERMINAL,
@@ -26,7 +28,7 @@ from voidbox_lab.spec import (
 )
 from voidbox_lab.store import Store
 
-KEY_VERSION = 2
+KEY_VERSION = 3
 """Raised when what a stage is given changes: its prompt's notes, its files' names."""
 UNSEEN = frozenset({"name", "budget", "timeout_s", "on_failure", "retry"})
 
@@ -46,6 +48,7 @@ class Hit:
 
     output: str
     output_file: InputFile | None
+    files: Mapping[str, InputFile]
     source: CachedFrom
 
 
@@ -60,11 +63,14 @@ class StageCache:
 
     async def identity(self, job: StageJob) -> str | None:
         """What `job` would run on now; None if its result is not to be kept: with a volume it reads what is not in
-        its spec, and leaves more than its answer."""
-        if job.box.volumes:
+        its spec, and leaves more than its answer; so it does with a folder that it may write to. A folder that it
+        may only read counts by what is in it."""
+        if job.box.volumes or any(not mount.read_only for mount in job.box.mounts):
             return None
         try:
-            return await self._identify(job.box)
+            found = await self._identify(job.box)
+            folders = [await to_thread.run_sync(_folder, mount.source) for mount in job.box.mounts]
+            return digest_json([found, folders]) if folders else found
         except VoidboxError as e:
             log.debug("%s/%s has no key: %s", job.run, job.box.name, e)
             return None
@@ -98,7 +104,7 @@ class StageCache:
             return None
         if stage is None or stage.state != "succeeded" or stage.output is None:
             return None
-        return Hit(stage.output, stage.output_file, CachedFrom(run=run, stage=name))
+        return Hit(stage.output, stage.output_file, stage.files, CachedFrom(run=run, stage=name))
 
     async def _stage(self, run: str, name: str) -> StageRecord | None:
         async with self._lock:
@@ -116,3 +122,9 @@ class StageCache:
             await self._store.remember(key, run, stage)
         except VoidboxError as e:
             log.warning("the stage cache cannot be written: %s", e)
+
+
+def _folder(path: str) -> str:
+    """The digest of what is in a folder of the host now. Errors as `HostFolder`'s."""
+    with HostFolder(path) as folder:
+        return folder.contents().digest

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from voidbox_lab.engine.admission import Admission, Waiting
+from voidbox_lab.engine.job import Emit, Host, Moved, Result, StageJob
 from voidbox_lab.engine.ports import Box
-from voidbox_lab.engine.stage import Emit, Host, Moved, StageJob, run_stage
+from voidbox_lab.engine.stage import run_stage
 from voidbox_lab.spec import Stage
 from voidbox_lab.spec.events import Queued
 
@@ -22,8 +23,8 @@ class Executor(Protocol):
         """`UserError` for a stage that can never run here: an unknown agent, more memory than there is."""
         ...
 
-    async def run(self, job: StageJob, emit: Emit, moved: Moved, admitted: Admitted) -> str:
-        """Wait for room, run `job` to its end and return its answer; its box is closed by then, also if cancelled.
+    async def run(self, job: StageJob, emit: Emit, moved: Moved, admitted: Admitted) -> Result:
+        """Wait for room, run `job` to its end and return what it brought; its box is closed by then in any case.
 
         Events go to `emit` in their order. Whoever loses a stage with its machine raises `ProviderError`.
         """
@@ -50,7 +51,7 @@ class LocalExecutor:
         self._host.adapter(stage.box.adapter)
         self._admission.check(f"Stage {stage.box.name!r}", stage.box.memory_mb)
 
-    async def run(self, job: StageJob, emit: Emit, moved: Moved, admitted: Admitted) -> str:
+    async def run(self, job: StageJob, emit: Emit, moved: Moved, admitted: Admitted) -> Result:
         """See `Executor`."""
         box, place = job.box, (job.run, job.box.name)
 

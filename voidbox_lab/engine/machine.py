@@ -254,6 +254,7 @@ def _ended(machine: Machine, given: Ended, commands: list[Command]) -> Machine:
         state=state,
         output=given.output,
         output_file=given.output_file,
+        files=dict(given.files) if state == "succeeded" else {},
         cached=given.cached if state == "succeeded" else None,
         trouble=trouble,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from voidbox_lab.engine.verdicts import Spent
@@ -34,6 +35,7 @@ class Ended:
     state: End
     output: str | None = None
     output_file: InputFile | None = None
+    files: Mapping[str, InputFile] = field(default_factory=dict)
     cached: CachedFrom | None = None
     trouble: Trouble | None = None
 

@@ -6,12 +6,23 @@ are those of the real ones.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from voidbox_lab.spec import BoxFacts, Policy
-from voidbox_lab.spec.events import Telemetry
+from voidbox_lab.box.bundles import LeftOut, Packed
+from voidbox_lab.box.files import User
+from voidbox_lab.spec import BoxFacts, Policy, Rootfs
+from voidbox_lab.spec.events import Body, Denied, Telemetry
 from voidbox_lab.spec.volume import Mount
 
 
@@ -38,6 +49,7 @@ class Process(Protocol):
     @property
     def stderr(self) -> AsyncIterable[bytes]: ...
     async def wait(self) -> Exit: ...
+    def denials(self) -> AsyncIterator[Denied]: ...
     async def kill(self, within_s: float = ...) -> None: ...
 
 
@@ -57,7 +69,21 @@ class Box(Protocol):
         stdin: bool | bytes | None = None,
         timeout_s: float | None = None,
     ) -> Process: ...
+    async def apply(self, policy: Policy, places: Sequence[str] = ()) -> None: ...
     async def put(self, src: Path | bytes, dst: str) -> int: ...
+    async def unpack(
+        self, path: str, chunks: Iterator[bytes], *, user: User = ..., mount: Literal["", "ro", "rw"] = ...
+    ) -> None: ...
+    def pack(
+        self,
+        path: str,
+        *,
+        max_files: int,
+        max_bytes: int,
+        left_out: LeftOut,
+        links: bool = ...,
+        changed: bool = ...,
+    ) -> AsyncGenerator[Packed, None]: ...
     def telemetry(self, interval_s: float = ...) -> AsyncIterator[Telemetry]: ...
     async def close(self) -> None: ...
 
@@ -70,9 +96,11 @@ class Boxes(Protocol):
         *,
         memory_mb: int,
         vcpus: int,
-        image: str,
-        agents: Sequence[str],
+        rootfs: Rootfs,
         gateway_socket: Path | None,
         policy: Policy,
         volumes: Sequence[Mount] = (),
-    ) -> Box: ...
+        egress: Callable[[Body], Awaitable[None]] | None = None,
+    ) -> Box:
+        """`egress` is told of each connection that left the box, or was to, before the box is closed."""
+        ...

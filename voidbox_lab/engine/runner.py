@@ -20,17 +20,17 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from voidbox_lab.box.trouble import first_error
 from voidbox_lab.engine import moves as m
 from voidbox_lab.engine import verdicts
 from voidbox_lab.engine.cache import Hit, StageCache
 from voidbox_lab.engine.executor import Executor
+from voidbox_lab.engine.job import StageJob
 from voidbox_lab.engine.journal import Journal
 from voidbox_lab.engine.machine import Machine, step
+from voidbox_lab.engine.making import noticed
 from voidbox_lab.engine.outputs import Output, Outputs
 from voidbox_lab.engine.ports import Box
-from voidbox_lab.engine.rest import end_abruptly
-from voidbox_lab.engine.stage import StageJob
+from voidbox_lab.engine.rest import end_abruptly, trouble_of
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError, VoidboxError
 from voidbox_lab.spec import TERMINAL, RunRecord, RunSpec, Stage, Trouble
 from voidbox_lab.spec.events import Body, ModelCall, StageChanged
@@ -203,6 +203,9 @@ class Runner:
         for stage in spec.stages:
             self._executor.check(stage)
         files = {f"{s.box.name}/{n}": f for s in spec.stages for n, f in s.inputs.items()} | spec.inputs
+        for stage in spec.stages:
+            for skill in stage.box.procedures:
+                files |= {f"{skill.name}/{path}": file for path, file in skill.files.items()}
         for name, file in files.items():
             if not await self.artifacts.has(file.digest):
                 raise UserError(f"The input {name!r} ({file.digest}) was not uploaded; upload it first.")
@@ -286,7 +289,7 @@ class Runner:
                 if active.machine.stop is None and name not in active.machine.doomed:
                     ended = await self._attempt(run, active, stage)
         except Exception as e:
-            ended = m.Ended(name, "failed", trouble=_trouble(e))
+            ended = m.Ended(name, "failed", trouble=trouble_of(e))
         finally:
             active.scopes.pop(name, None)
             active.tell(ended)
@@ -294,14 +297,16 @@ class Runner:
     async def _attempt(self, run: str, active: _Active, stage: Stage) -> m.Ended:
         name = stage.box.name
         job = await self._job(run, active, stage)
-        identity = await self._cache.identity(job)
-        key = None if identity is None else self._cache.key(job, identity)
-        if key is not None and not active.spec.fresh and (hit := await self._hit(key)):
-            active.brought[name] = Output(hit.output, hit.output_file), None
-            return m.Ended(name, "succeeded", hit.output, hit.output_file, hit.source)
 
         async def emit(body: Body) -> None:
             await self.journal.emit(run, name, body)
+
+        with noticed(emit):
+            identity = await self._cache.identity(job)
+        key = None if identity is None else self._cache.key(job, identity)
+        if key is not None and not active.spec.fresh and (hit := await self._hit(key)):
+            active.brought[name] = Output(hit.output, hit.output_file, hit.files), None
+            return m.Ended(name, "succeeded", hit.output, hit.output_file, hit.files, hit.source)
 
         async def moved(state: m.Progress) -> None:
             active.tell(m.Moved(name, state))
@@ -316,8 +321,8 @@ class Runner:
 
         try:
             with CancelScope() as clock:
-                text = await self._executor.run(job, emit, moved, admitted)
-                output = await active.outputs.made(text)
+                result = await self._executor.run(job, emit, moved, admitted)
+                output = await active.outputs.made(result)
         finally:
             active.seconds[name] = active.seconds.get(name, 0.0) + max(0.0, anyio.current_time() - began)
         if clock.cancelled_caught:
@@ -325,12 +330,14 @@ class Runner:
         # Also of a run that would take no earlier result; not if the image was built anew while it waited or ran.
         same = key is not None and identity == await self._cache.identity(job)
         active.brought[name] = output, key if same else None
-        return m.Ended(name, "succeeded", output.text, output.file)
+        return m.Ended(name, "succeeded", output.text, output.file, output.files)
 
     async def _hit(self, key: str) -> Hit | None:
         hit = await self._cache.find(key)
-        gone = hit is not None and hit.output_file and not await self.artifacts.has(hit.output_file.digest)
-        return None if gone else hit
+        if hit is None:
+            return None
+        files = [*hit.files.values(), *([hit.output_file] if hit.output_file else [])]
+        return hit if all([await self.artifacts.has(file.digest) for file in files]) else None
 
     async def _file(self, active: _Active, digest: str) -> Path:
         if digest not in active.verified:
@@ -338,7 +345,12 @@ class Runner:
         return active.verified[digest]
 
     async def _job(self, run: str, active: _Active, stage: Stage) -> StageJob:
-        files = {**({} if stage.needs else active.spec.inputs), **stage.inputs}
+        files = {
+            **({} if stage.needs else active.spec.inputs),
+            **stage.inputs,
+            **active.outputs.files_of(stage.needs),
+        }
+        blobs = {file.digest for skill in stage.box.procedures for file in skill.files.values()}
 
         def metered(call: ModelCall) -> None:
             self.journal.post(run, stage.box.name, call)
@@ -350,6 +362,8 @@ class Runner:
             stage,
             inputs={n: await self._file(active, f.digest) for n, f in files.items()},
             files=files,
+            blobs={digest: await self._file(active, digest) for digest in blobs},
+            keep=self.artifacts.put,
             upstream=await active.outputs.of(stage.needs),
             metered=metered,
         )
@@ -382,15 +396,3 @@ async def _flush_last(journal: Journal) -> None:
 async def _later(active: _Active, seconds: float, given: m.Input) -> None:
     await anyio.sleep(seconds)
     active.tell(given)
-
-
-def _trouble(error: Exception) -> Trouble:
-    """One of the five kinds from whatever a stage raised; faults of our own are logged with their traceback."""
-    found: BaseException = first_error(error) if isinstance(error, BaseExceptionGroup) else error
-    if isinstance(found, VoidboxError):
-        return Trouble.from_error(found.to_dict())
-    log.error("a stage failed unexpectedly", exc_info=found)
-    what = f"{type(found).__name__}: {found}"[:300]
-    return Trouble(
-        kind="provider", message=f"The stage failed unexpectedly ({what}); please report it.", cause="internal"
-    )

@@ -8,118 +8,44 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Protocol
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import replace
 
 import anyio
 
 from voidbox_lab.agents import Adapter, Launch, Parser
+from voidbox_lab.box.folders import at_first, bring_back, mounted
 from voidbox_lab.box.trouble import first_error
+from voidbox_lab.engine.collect import answer, kept_files, shortened
+from voidbox_lab.engine.job import Emit, Host, Moved, NoSession, Result, Session, StageJob
 from voidbox_lab.engine.lines import Lines
-from voidbox_lab.engine.moves import Progress
-from voidbox_lab.engine.ports import Box, Boxes, Exit, Process
+from voidbox_lab.engine.making import noticed
+from voidbox_lab.engine.ports import Box, Exit, Process
+from voidbox_lab.engine.provision import provisioning, put_inputs, put_skills
+from voidbox_lab.engine.witness import Witness
 from voidbox_lab.errors import BoxLost, CommandFailed, LimitExceeded, VoidboxError
-from voidbox_lab.spec import InputFile, Stage, VoidBoxSpec, is_json, merged
-from voidbox_lab.spec.events import MAX_TEXT, AgentLog, Body, BoxBooted, ModelCall, Notice, ToolCall
+from voidbox_lab.spec.events import MAX_TEXT, AgentLog, Body, BoxBooted, Notice, ToolCall
 
-INPUT_DIR = "/workspace/input"
 TELEMETRY_S = 1.0
 CLOSE_S = 20.0
 """Bound on closing a box; what is left then is swept by the next start."""
 GRACE_S = 15.0
 """What the guest gets, beyond a stage's time-out, to end the agent itself before the host stops waiting."""
-PROVISION_S = 120.0
-"""Bound on putting inputs and skills into a box, beyond what their size takes at `PROVISION_RATE`."""
-PROVISION_RATE = 5 << 20
-"""Bytes a second that even a slow box takes."""
 KILL_S = 3.0
 """What a cancelled agent's processes get to be killed in the guest, before the box goes with all that is in it."""
-MANY_NEEDS = 16
-"""A stage that needs more stages than this finds their outputs merged in one file, and not one by one."""
 MAX_OUTPUT_BYTES = 64 << 20
 """Most bytes an agent may write to its standard output and error together."""
 MAX_INPUT_JSON = 128 * 1024
 """Largest tool input kept in an event, in characters of JSON."""
 
 log = logging.getLogger(__name__)
-Emit = Callable[[Body], Awaitable[None]]
-
-
-class Session(Protocol):
-    """A registered gateway session: the guest's URL of the gateway, and the token it shows there."""
-
-    @property
-    def base_url(self) -> str: ...
-    @property
-    def token(self) -> str: ...
-    @property
-    def socket(self) -> Path | None: ...
-    def trouble(self) -> VoidboxError | None:
-        """Why the latest model request failed on the host's side, if it did."""
-        ...
-
-    async def close(self) -> None:
-        """End its requests, upstream first, and let no more in. Bounded; twice is allowed."""
-        ...
-
-
-@dataclass(frozen=True)
-class NoSession:
-    """The session of a stage that has no model: its box has no way out at all."""
-
-    base_url: str = ""
-    token: str = ""
-    socket: Path | None = None
-
-    def trouble(self) -> None:
-        """Nothing was asked, so nothing failed."""
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-
-@dataclass(frozen=True)
-class StageJob:
-    """A stage that may start now."""
-
-    run: str
-    stage: Stage
-    inputs: Mapping[str, Path]
-    """File name in the guest to a verified file on the host."""
-    upstream: Mapping[str, str]
-    """Stage to its output, for every stage this one needs that has one."""
-    files: Mapping[str, InputFile] = field(default_factory=dict)
-    """The files of `inputs` by their digests."""
-    metered: Callable[[ModelCall], None] = field(default=lambda _call: None, compare=False)
-    """Told of each model call of the stage when it has ended; must not block."""
-
-    @property
-    def box(self) -> VoidBoxSpec:
-        """What is to run."""
-        return self.stage.box
-
-
-@dataclass(frozen=True)
-class Host:
-    """What a stage needs from this process."""
-
-    boxes: Boxes
-    adapter: Callable[[str], Adapter]
-    """By name; raises `UserError` for one that is not known."""
-    session: Callable[[StageJob], AbstractAsyncContextManager[Session]]
-    """An async context manager of a `Session`: registered on entry, revoked on exit."""
-
-
-Moved = Callable[[Progress], Awaitable[None]]
 
 
 async def run_stage(
     job: StageJob, host: Host, emit: Emit, moved: Moved, seen: Callable[[Box], None] = lambda _box: None
-) -> str:
-    """Run `job` to its end and return the agent's answer. The box is closed when this returns or raises.
+) -> Result:
+    """Run `job` to its end and return what it brought. The box is closed when this returns or raises.
 
     Cancelled, it lets go in this order, each step bounded: the model's streams, upstream first; the guest's
     processes; the box.
@@ -131,16 +57,33 @@ async def run_stage(
         VoidboxError: one of the five kinds; anything else is a fault of this program.
     """
     adapter = host.adapter(job.box.adapter)
+    witness = Witness(emit)
+    emit = witness.emit
     await moved("booting")
     registered = host.session(job) if job.box.model is not None else nullcontext(NoSession())
-    async with registered as session, _open(job, host, adapter, session) as box:
+    async with (
+        registered as session,
+        _open(job, host, adapter, session, witness) as box,
+        AsyncExitStack() as folders,
+    ):
         await emit(BoxBooted(facts=box.facts))
         if box.facts.start_note:
             await emit(Notice(level="warning", message=f"Booted, not cloned: {box.facts.start_note}"))
+        if loosened := job.box.effective_policy.loosened:
+            what = shortened(", ".join(loosened), 900)
+            text = f"Stage {job.box.name!r} runs with a looser policy than the default: {what}."
+            await emit(Notice(level="warning", message=text))
         await moved("provisioning")
-        with _provisioning(job):
-            spec = await _provision_inputs(box, job)
-            launch = adapter.prepare(spec, spec.skills, session.base_url, session.token)
+        copied = await folders.enter_async_context(mounted(box, job.box.mounts, job.box.effective_policy))
+        for one in copied:
+            await emit(one.event)
+            if one.contents.left_out.count:
+                what = f"Of the folder {one.mount.source} was left out: {one.contents.left_out}."
+                await emit(Notice(level="warning", message=what))
+        with provisioning(job):
+            spec = await put_inputs(box, job)
+            await put_skills(box, job, adapter)
+            launch = adapter.prepare(spec, session.base_url, session.token)
             for path, data in launch.files.items():
                 await box.put(data, path)
         if job.stage.stdin_from is not None:
@@ -151,26 +94,34 @@ async def run_stage(
         ended = await _drive(box, job, launch, parser, emit, session)
         await moved("collecting")
         try:
-            return _collect(job, parser, ended)
+            text = answer(job, parser, ended)
         except CommandFailed as e:
             # The agent gave up because its model could not be reached: not the agent's fault.
             if trouble := session.trouble():
                 raise trouble from e
             raise
+        files = await kept_files(box, job, emit)
+        async with aclosing(bring_back(box, copied, f"voidbox-{job.run}-{job.box.name}")) as brought:
+            async for event in brought:
+                await emit(event)
+        return Result(text, files)
 
 
 @asynccontextmanager
-async def _open(job: StageJob, host: Host, adapter: Adapter, session: Session) -> AsyncIterator[Box]:
+async def _open(
+    job: StageJob, host: Host, adapter: Adapter, session: Session, witness: Witness
+) -> AsyncIterator[Box]:
     spec = job.box
-    box: Box = await host.boxes.open(
-        memory_mb=spec.memory_mb,
-        vcpus=spec.vcpus,
-        image=spec.image,
-        agents=(adapter.layer,) if adapter.layer else (),
-        gateway_socket=session.socket,
-        policy=spec.policy,
-        volumes=spec.volumes,
-    )
+    with noticed(witness.emit):
+        box: Box = await host.boxes.open(
+            memory_mb=spec.memory_mb,
+            vcpus=spec.vcpus,
+            rootfs=spec.rootfs(adapter.layer),
+            gateway_socket=session.socket,
+            policy=at_first(spec.effective_policy, spec.mounts),
+            volumes=spec.volumes,
+            egress=witness.egress,
+        )
     try:
         yield box
     finally:
@@ -182,46 +133,6 @@ async def _open(job: StageJob, host: Host, adapter: Adapter, session: Session) -
                 log.exception("closing box %s failed; the next start sweeps it", box.id)
         if scope.cancelled_caught:
             log.error("box %s did not close within %g s; the next start sweeps it", box.id, CLOSE_S)
-
-
-@contextmanager
-def _provisioning(job: StageJob) -> Iterator[None]:
-    """Bound on provisioning, which grows with what is to be put in."""
-    size = sum(path.stat().st_size for path in job.inputs.values())
-    size += 2 * sum(len(text) for text in job.upstream.values())
-    seconds = round(PROVISION_S + size / PROVISION_RATE, 1)
-    with anyio.move_on_after(seconds) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise LimitExceeded(
-            f"Stage {job.box.name!r} was stopped: putting {size / (1 << 20):.1f} MiB of inputs into its box took "
-            f"longer than {seconds:g} s; give it smaller inputs, or try again when this machine is less busy.",
-            limit="time",
-            value=seconds,
-            unit="s",
-        )
-
-
-async def _provision_inputs(box: Box, job: StageJob) -> VoidBoxSpec:
-    """Put the inputs and the outputs of earlier stages in; the spec with a note about the latter."""
-    for name, source in job.inputs.items():
-        await box.put(source, f"{INPUT_DIR}/{name}")
-    notes = []
-    if len(job.upstream) <= MANY_NEEDS:
-        for name, text in job.upstream.items():
-            await box.put(text.encode(), f"{INPUT_DIR}/{name}.md")
-            notes.append(f"- {INPUT_DIR}/{name}.md: the answer of stage {name!r}")
-    if merge := job.stage.merging:
-        name = "merged.json" if is_json(merge) else "merged.md"
-        await box.put(merged(merge, job.upstream).encode(), f"{INPUT_DIR}/{name}")
-        how = ", in this order, null for none" if merge.by == "json" else f" ({merge.by})"
-        notes.append(f"- {INPUT_DIR}/{name}: the answers of {', '.join(merge.leaves[:MANY_NEEDS])} merged{how}")
-    if not notes or job.box.command is not None:
-        return job.box
-    files = "\n".join(notes)
-    return job.box.model_copy(
-        update={"prompt": f"{job.box.prompt}\n\nEarlier stages left their answers:\n{files}"}
-    )
 
 
 async def _drive(box: Box, job: StageJob, launch: Launch, parser: Parser, emit: Emit, session: Session) -> Exit:
@@ -238,6 +149,7 @@ async def _drive(box: Box, job: StageJob, launch: Launch, parser: Parser, emit: 
                 async with anyio.create_task_group() as streams:
                     streams.start_soon(_events, process.stdout, parser, emit, budget)
                     streams.start_soon(_logs, process.stderr, emit, budget)
+                    streams.start_soon(_denials, process, emit)
                 ended = await process.wait()
                 background.cancel_scope.cancel()
         except BaseExceptionGroup as group:
@@ -251,32 +163,6 @@ async def _drive(box: Box, job: StageJob, launch: Launch, parser: Parser, emit: 
         if ended.timed_out:
             raise _too_slow(job, timeout_s)
         return ended
-
-
-def _collect(job: StageJob, parser: Parser, ended: Exit) -> str:
-    """The answer, or the reason there is none."""
-    name, who = job.box.name, "agent" if job.box.command is None else "command"
-    result = parser.finish(ended.code)
-    if ended.signal is not None:
-        how = f"was killed by signal {ended.signal}"
-        if ended.oom:
-            raise LimitExceeded(
-                f"The {who} of stage {name!r} used up the box's {job.box.memory_mb} MiB of memory; give it more.",
-                limit="memory",
-                value=job.box.memory_mb,
-                unit="MiB",
-                source="stage",
-            )
-    else:
-        how = f"ended with exit code {ended.code}"
-    if ended.code == 0 and not result.is_error and result.output is not None:
-        return result.output
-    said = f": {_cut(result.output, 500)}" if result.output else "; its log says why"
-    raise CommandFailed(
-        f"The {who} of stage {name!r} {how} without a usable answer{said}",
-        exit_code=ended.code,
-        cause="agent-failed",
-    )
 
 
 class _Room:
@@ -318,6 +204,11 @@ async def _logs(stream: AsyncIterable[bytes], emit: Emit, budget: _Room) -> None
         await emit(AgentLog(text=rest[:MAX_TEXT].decode(errors="replace")))
 
 
+async def _denials(process: Process, emit: Emit) -> None:
+    async for denied in process.denials():
+        await emit(denied)
+
+
 async def _watch(box: Box, emit: Emit) -> None:
     try:
         async for sample in box.telemetry(TELEMETRY_S):
@@ -355,8 +246,3 @@ def _bounded_body(body: Body) -> Body:
             cut = {"truncated": f"{text[:2000]}…", "characters": len(text)}
             return body.model_copy(update={"input": cut})
     return body
-
-
-def _cut(text: str, limit: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from voidbox_lab.spec import RunRecord, StageRecord
-from voidbox_lab.spec.events import Event, Telemetry
+from voidbox_lab.spec.events import Denied, Egress, Event, Telemetry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +27,11 @@ STAGE_COLUMNS = (
     "model_source",
     "turns",
     "tool_calls",
+    "denied",
+    "connections",
+    "bytes_out",
+    "bytes_in",
+    "files",
     "input_tokens",
     "output_tokens",
     "cache_read_tokens",
@@ -37,7 +42,8 @@ STAGE_COLUMNS = (
     "trouble",
 )
 """Columns of `stages_frame`. `cached` is the run that an earlier result was taken from. `cost_usd` is NaN where
-unpriced, never 0; 0 for an earlier result. `boot_s` and `duration_s` are seconds."""
+unpriced, never 0; 0 for an earlier result. `boot_s` and `duration_s` are seconds. `denied` and `connections` are
+counts, `files` is the number of output files."""
 
 
 def stages_frame(record: RunRecord) -> pd.DataFrame:
@@ -87,6 +93,35 @@ def telemetry_frame(events: Iterable[Event]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(_times(at), name="at"))
 
 
+EGRESS_COLUMNS = (
+    *("stage", "host", "port", "verdict", "rule", "address", "bytes_out", "bytes_in", "duration_s", "reason"),
+    "tool_call",
+)
+DENIAL_COLUMNS = ("stage", "rule", "subject", "message", "program", "count")
+
+
+def egress_frame(events: Iterable[Event]) -> pd.DataFrame:
+    """One row for each connection that left a box, or was to, indexed by the time of its end (UTC); fields as in
+    `spec.events.Egress`."""
+    return _bodies_frame(events, Egress, EGRESS_COLUMNS)
+
+
+def denials_frame(events: Iterable[Event]) -> pd.DataFrame:
+    """One row for each thing that a policy forbade, indexed by time (UTC); fields as in `spec.events.Denied`."""
+    return _bodies_frame(events, Denied, DENIAL_COLUMNS)
+
+
+def _bodies_frame(events: Iterable[Event], kind: type[Egress | Denied], columns: tuple[str, ...]) -> pd.DataFrame:
+    import pandas as pd
+
+    at, rows = array("d"), []
+    for event in events:
+        if isinstance(event.body, kind):
+            at.append(event.at)
+            rows.append((event.stage, *(getattr(event.body, name) for name in columns[1:])))
+    return pd.DataFrame(rows, columns=list(columns), index=pd.Index(_times(at), name="at"))
+
+
 class _Shared:
     """A column of few texts, each of which is in memory once."""
 
@@ -122,6 +157,11 @@ def _stage_row(stage: StageRecord) -> dict[str, Any]:
         "model_source": stage.model_source,
         "turns": stage.turns,
         "tool_calls": stage.tool_calls,
+        "denied": stage.denied,
+        "connections": stage.connections,
+        "bytes_out": stage.bytes_out,
+        "bytes_in": stage.bytes_in,
+        "files": len(stage.files),
         "input_tokens": stage.tokens.input,
         "output_tokens": stage.tokens.output,
         "cache_read_tokens": stage.tokens.cache_read,

@@ -10,7 +10,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from voidbox_lab.spec import TERMINAL, QueuePlace, RunRecord, RunSpec, StageRecord
-from voidbox_lab.spec.events import BoxBooted, Event, ModelCall, Queued, RunChanged, StageChanged, ToolCall
+from voidbox_lab.spec.events import (
+    BoxBooted,
+    Denied,
+    Egress,
+    Event,
+    ModelCall,
+    Queued,
+    RunChanged,
+    StageChanged,
+    ToolCall,
+)
 
 
 def new_record(run: str, spec: RunSpec, *, at: float) -> RunRecord:
@@ -62,7 +72,7 @@ def _stage_change(before: StageRecord, event: Event) -> dict[str, Any]:
                 return {}
             change: dict[str, Any] = {"state": state, "trouble": trouble, "queue": None}
             if output is not None:
-                change |= {"output": output, "output_file": body.output_file}
+                change |= {"output": output, "output_file": body.output_file, "files": body.files}
             if body.attempt is not None:
                 change["attempts"] = body.attempt
             if body.cached is not None:
@@ -78,6 +88,14 @@ def _stage_change(before: StageRecord, event: Event) -> dict[str, Any]:
             return {"box": facts}
         case ToolCall():
             return {"tool_calls": before.tool_calls + 1}
+        case Denied(count=count):
+            return {"denied": before.denied + count}
+        case Egress() as one:
+            return {
+                "connections": before.connections + 1,
+                "bytes_out": before.bytes_out + one.bytes_out,
+                "bytes_in": before.bytes_in + one.bytes_in,
+            }
         case ModelCall() as call:
             unpriced = before.unpriced or is_unpriced(call)
             return {
