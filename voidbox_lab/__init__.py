@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from voidbox_lab.api import Pipeline, Run, VoidBox, fan_out
+    from voidbox_lab.api import Pipeline, Run, Skill, VoidBox, fan_out
     from voidbox_lab.errors import (
         BoxLost,
         Cancelled,
@@ -26,21 +26,41 @@ if TYPE_CHECKING:
         UserError,
         VoidboxError,
     )
-    from voidbox_lab.spec import Budget, Model, Policy, Retry, Rlimits, Skill
+    from voidbox_lab.spec import (
+        AgentSkill,
+        Budget,
+        Caps,
+        CliSkill,
+        EgressLimits,
+        HostMount,
+        McpSkill,
+        Model,
+        OciSkill,
+        Policy,
+        Retry,
+        Rlimits,
+    )
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Pipeline": "voidbox_lab.api",
     "Run": "voidbox_lab.api",
+    "Skill": "voidbox_lab.api",
     "VoidBox": "voidbox_lab.api",
     "fan_out": "voidbox_lab.api",
+    "AgentSkill": "voidbox_lab.spec",
     "Budget": "voidbox_lab.spec",
+    "Caps": "voidbox_lab.spec",
+    "CliSkill": "voidbox_lab.spec",
+    "EgressLimits": "voidbox_lab.spec",
+    "HostMount": "voidbox_lab.spec",
+    "McpSkill": "voidbox_lab.spec",
     "Model": "voidbox_lab.spec",
+    "OciSkill": "voidbox_lab.spec",
     "Policy": "voidbox_lab.spec",
     "Retry": "voidbox_lab.spec",
     "Rlimits": "voidbox_lab.spec",
-    "Skill": "voidbox_lab.spec",
     "BoxLost": "voidbox_lab.errors",
     "Cancelled": "voidbox_lab.errors",
     "CommandFailed": "voidbox_lab.errors",
@@ -52,12 +72,19 @@ _HOME = {
 }
 
 __all__ = [
+    "AgentSkill",
     "BoxLost",
     "Budget",
     "Cancelled",
+    "Caps",
+    "CliSkill",
     "CommandFailed",
+    "EgressLimits",
+    "HostMount",
     "LimitExceeded",
+    "McpSkill",
     "Model",
+    "OciSkill",
     "Pipeline",
     "Policy",
     "ProviderError",

@@ -38,8 +38,9 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 def run(name: str, env: dict[str, str], directory: Path) -> list[dict[str, Any]]:
     """The records of a notebook's runs, in order."""
-    for file in (name, "headlines.csv", "lexicon.csv"):
+    for file in (name, "headlines.csv", "lexicon.csv", "hn_stories.json"):
         shutil.copy(NOTEBOOKS / file, directory)
+    shutil.copytree(NOTEBOOKS / "hn-api", directory / "hn-api")
     done = subprocess.run(
         [sys.executable, "-m", "voidbox_lab.cli", "run", name, "--json"],
         env=env, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, timeout=BOUND_S, check=False,
@@ -106,3 +107,20 @@ def test_the_parallel_pipeline(env: dict[str, str], tmp_path: Path) -> None:
     rows = [answer(mapped, name) for name in mapped["stages"]]
     assert [row["symbol"] for row in rows] == ["AAPL", "AMZN", "GOOG", "IBM", "MSFT"]
     assert rows[3]["max_drawdown"] == pytest.approx(-0.363513, abs=1e-6)
+
+
+def test_the_researcher(env: dict[str, str], tmp_path: Path) -> None:
+    """Programs as skills, one host allowed: 22 connections to it, and one to another host, which is refused."""
+    (record,) = run("hn_researcher.ipynb", env, tmp_path)
+    stage = record["stages"]["researcher"]
+    found = answer(record, "researcher")
+    assert (found["stories"], found["top"]) == (20, max(_stories()[:20], key=lambda s: s["score"])["id"])
+    assert found["comments"] == sum(story["descendants"] for story in _stories()[:20])
+    assert stage["connections"] == 23
+    assert stage["denied"] == 1
+    assert set(stage["files"]) == {"report.md", "stories.jsonl"}
+
+
+def _stories() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((NOTEBOOKS / "hn_stories.json").read_text())
+    return found

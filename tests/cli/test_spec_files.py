@@ -22,6 +22,7 @@ from rich.console import Console
 
 from tests.daemon.conftest import house, settings
 from tests.engine.doubles import FakeExit, says
+from tests.skills.servers import committed
 from voidbox_lab.cli import app, notebook
 from voidbox_lab.cli.progress import ProgressSurface, rendered
 from voidbox_lab.cli.run import models
@@ -278,6 +279,27 @@ def test_validate_in_json(file: Any, capsys: pytest.CaptureFixture[str]) -> None
     message = "there is no such field here; did you mean 'memory'?"
     assert found[1]["errors"] == [{"line": 3, "column": 1, "field": "memry", "message": message}]
     assert found[2]["errors"][0]["line"] is None
+
+
+def test_validate_looks_at_skills_without_a_network(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is not here yet is said to be; --fetch gets it, and then it is known."""
+    where = Path(file("", "x")).parent / "market"
+    commit = committed(where, {"fx/SKILL.md": "Rates.\n", "fx/a.csv": "1\n"})
+    remote = f"{{remote: 'git+file://{where}#subdirectory=fx', name: fx, revision: {commit}}}"
+    text = AGENT.format("one") + f"skills: [{{cli: jq}}, {remote}]\n"
+    path = file(text + "policy: {network: open, egress: [10.0.0.1:80]}\n")
+    assert app.run(["validate", path]) == 0
+    out = capsys.readouterr().out
+    assert "not all of its skills are here; --fetch gets them" in out
+    assert f"takes file://{where} fx @{commit}" in out
+    for options in (["--fetch"], []):
+        assert app.run(["validate", path, *options]) == 0
+        out = capsys.readouterr().out
+        assert f"skills: jq (deb:jq), fx (file://{where} at {commit[:12]})" in out
+        assert "looser than the default policy: network open, private addresses 10.0.0.1:80" in out
+    assert app.run(["validate", path, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)[0]
+    assert [s["kind"] for s in found["stages"][0]["skills"]] == ["cli", "remote"]
 
 
 def test_validate_writes_errors_as_compilers_do(file: Any, capsys: pytest.CaptureFixture[str]) -> None:

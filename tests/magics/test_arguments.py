@@ -58,7 +58,7 @@ def test_any_line_is_options_or_a_user_error(line: str) -> None:
     ("magic", "line", "says"),
     [
         ("%voidbox", "rnu analyst", "did you mean 'run'?"),
-        ("%voidbox", "skill x", "'skill' is a cell magic; write '%%voidbox skill …'"),
+        ("%voidbox", "stage x", "'stage' is a cell magic; write '%%voidbox stage …'"),
         ("%%voidbox", "run x", "'run' is a line magic; write '%voidbox run …'"),
         ("%%voidbox", "zzz", "there are skill, stage"),
     ],

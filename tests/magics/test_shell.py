@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from voidbox_lab import load_ipython_extension, unload_ipython_extension
+from tests.skills.servers import committed
+from voidbox_lab import Skill, load_ipython_extension, unload_ipython_extension
 from voidbox_lab.errors import Cancelled, LimitExceeded, UserError
 from voidbox_lab.magics import registry
 from voidbox_lab.magics.pipeline import build
@@ -56,6 +57,98 @@ def test_a_skill_may_name_itself_in_its_front_matter(shell: Any) -> None:
     """The cell has the shape of a SKILL.md file."""
     cell(shell, "%%voidbox skill\n---\nname: csv\ndescription: Tables\n---\nRead it.")
     assert registry(shell).skills["csv"].description == "Tables"
+
+
+def test_skills_of_every_kind_in_lines_and_cells(shell: Any, tmp_path: Path) -> None:
+    """A line for what has no text; a cell where it says how to use it."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "SKILL.md").write_text("Take notes.\n")
+    (folder / "form.txt").write_text("a\n")
+    commit = committed(tmp_path / "market", {"fx/SKILL.md": "Rates.\n"})
+    for source in (
+        "%voidbox skill clock --mcp 'mcp-server-time --local-timezone UTC' --package pypi:mcp-server-time "
+        "--env TZ=UTC --tool now --description Clock",
+        "%voidbox skill jq --cli deb:jq",
+        "%%voidbox skill http --cli pypi:httpie --program http --program https\nUse http.",
+        "%voidbox skill codex --agent",
+        "%voidbox skill --oci python:3.12-slim --path /py",
+        f"%voidbox skill --remote git+file://{tmp_path}/market@main --path fx",
+        "%voidbox skill --file notes",
+    ):
+        cell(shell, source)
+    skills = registry(shell).skills
+    assert skills["clock"] == Skill.mcp(
+        "clock", "mcp-server-time --local-timezone UTC", packages="pypi:mcp-server-time", env={"TZ": "UTC"},
+        tools=["now"], description="Clock",
+    )  # fmt: skip
+    assert skills["jq"] == Skill.cli("jq")
+    assert skills["http"] == Skill.cli("http", "pypi:httpie", commands=["http", "https"], body="Use http.\n")
+    assert skills["python"] == Skill.oci("python:3.12-slim", path="/py")
+    fx = skills["fx"]
+    assert isinstance(fx, Skill)
+    assert fx.origin is not None
+    assert fx.origin.revision == commit
+    frame = cell(shell, "%voidbox skills")
+    assert list(frame["kind"]) == ["mcp", "cli", "cli", "agent", "oci", "remote", "file"]
+    assert f"market at {commit[:12]}" in frame["made_of"].iloc[5]
+
+
+def test_policy_mounts_and_files_of_skills_reach_the_run(
+    shell: Any, replayed: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--allow is an allowlist; folders are absolute; the bytes beside a SKILL.md go along."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "SKILL.md").write_text("Take notes.\n")
+    (folder / "form.txt").write_text("a\n")
+    sent = []
+    upload = replayed.ReplayClient.upload
+
+    async def kept(self: Any, source: Any) -> Any:
+        sent.append(source)
+        return await upload(self, source)
+
+    monkeypatch.setattr(replayed.ReplayClient, "upload", kept)
+    cell(shell, "%voidbox skill --file notes")
+    cell(
+        shell,
+        "%%voidbox stage a --model scripted:quickstart --skill notes --allow pypi.org:443 --commands git,ls "
+        "--allow-command jq --mount notes:/notes --mount notes:/out:rw --volume cache:/data --image python:3.12"
+        "\nDo.",
+    )
+    cell(shell, "%voidbox run a --quiet")
+    box = replayed.RUNS["replay-1"].record.spec.stages[0].box
+    assert (box.policy.network, box.policy.egress) == ("allowlist", ("pypi.org:443",))
+    assert box.policy.commands == ("git", "ls", "jq")
+    assert [str(m) for m in box.mounts] == [f"{folder}:/notes:ro", f"{folder}:/out:rw"]
+    assert [str(v) for v in box.volumes] == ["cache:/data"]
+    assert box.image == "python:3.12"
+    assert sent == [b"a\n"]
+    cell(shell, "%%voidbox stage b --model scripted:quickstart --network monitored\nDo.")
+    assert registry(shell).stage("b").policy.network == "monitored"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("%voidbox skill x", "A skill has its text in a cell"),
+        ("%voidbox skill --mcp server", "needs a name; write '%voidbox skill NAME --mcp"),
+        ("%voidbox skill x --mcp a --cli deb:b", "not allowed with argument"),
+        ("%voidbox skill x --cli deb:b --tool t", "--tool goes with --mcp"),
+        ("%voidbox skill x --mcp a --env TZ", "is not NAME=VALUE"),
+        ("%%voidbox skill x --mcp a\nText", "has no text of its own"),
+        ("%voidbox skill x --remote nowhere", "is not a remote skill"),
+        ("%%voidbox stage x --model scripted:q --mount nowhere:/a\nDo.", "There is no folder 'nowhere' to mount"),
+        ("%%voidbox stage x --model scripted:q --network allowlist\nDo.", "egress names no host"),
+        ("%%voidbox stage x --model scripted:q --network all\nDo.", "invalid choice: 'all'"),
+    ],
+)
+def test_what_does_not_go_together_is_one_sentence(shell: Any, source: str, says: str) -> None:
+    """With what does."""
+    with pytest.raises(UserError) as caught:
+        cell(shell, source)
+    assert says in caught.value.message
 
 
 def test_a_run_is_returned_and_told_in_lines(
@@ -302,6 +395,10 @@ def completions(shell: Any, line: str) -> list[str]:
         ("%%voidbox stage x --model scr", "scripted:quickstart"),
         ("%%voidbox stage x --model scripted:qu", "scripted:quickstart"),
         ("%%voidbox stage x --mem", "--memory"),
+        ("%%voidbox stage x --network mon", "monitored"),
+        ("%%voidbox stage x --agent cod", "codex"),
+        ("%voidbox skill x --mc", "--mcp"),
+        ("%voidbox skill x --cli py", "pypi:"),
     ],
 )
 def test_completions(shell: Any, line: str, offered: str) -> None:

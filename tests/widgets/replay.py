@@ -21,8 +21,12 @@ from voidbox_lab.spec.events import (
     AgentText,
     Body,
     BoxBooted,
+    Denied,
+    Egress,
     Event,
+    FileKept,
     ModelCall,
+    Mounted,
     Notice,
     RunChanged,
     StageChanged,
@@ -91,6 +95,27 @@ def boot(delay: float) -> Iterator[Step]:
     yield delay, StageChanged(state="running")
 
 
+def deeds() -> Iterator[Step]:
+    """What a stage may do besides talking: folders, connections, refusals, files."""
+    folder = {"mount": "/srv/data:/data:ro", "how": "copy", "digest": "sha256:" + "0" * 64}
+    yield 0, Mounted(direction="in", files=12, bytes=34_567, **folder)
+    yield 0, ToolCall(id="t1", name="bash", input={"command": "curl https://pypi.org/simple/"})
+    message = "nc is not among the programs that this stage may execute; add it to the policy's commands."
+    yield 0, Denied(rule="commands", subject="/usr/bin/nc", message=message, program="bash")
+    yield 0, Denied(rule="commands", subject="/usr/bin/nc", message=message, program="bash", count=3)
+    yield 0, Denied(rule="syscalls.ptrace", subject="ptrace", message="ptrace is denied.", program="gdb")
+    pypi = {"host": "pypi.org", "port": 443, "rule": "pypi.org:443", "address": "151.101.0.223"}
+    yield 0, Egress(verdict="allowed", bytes_out=1200, bytes_in=2_345_678, duration_s=1.25, **pypi)
+    reason = "example.org:80 is not in this stage's egress allowlist; add it to the policy's egress"
+    yield 0, Egress(host="example.org", port=80, verdict="denied", rule="allowlist", reason=reason)
+    yield 2, ToolResult(id="t1", content="ok")
+    yield 0, call(1)
+    for path, count in (("report.md", 2048), ("tables/returns.parquet", 1_234_567)):
+        yield 0, FileKept(path=path, file=InputFile(digest="sha256:" + "1" * 64, size=count))
+    yield 0, StageChanged(state="collecting")
+    yield 0, StageChanged(state="succeeded", output="Done.")
+
+
 def scenario(name: str) -> Iterator[Step]:
     """The steps of one stage, with the seconds before each."""
     if name == "endless":
@@ -106,6 +131,9 @@ def scenario(name: str) -> Iterator[Step]:
         yield 0, AgentLog(text="agent: cannot go on", stream="stderr")
         trouble = Trouble(kind="limit", message="The agent was still running after 300 s.", cause="time")
         yield 0, StageChanged(state="failed", trouble=trouble)
+        return
+    if name == "deeds":
+        yield from deeds()
         return
     said = (
         HOSTILE
@@ -172,6 +200,11 @@ class _Run:
                     "cost_usd": 0.0,
                     "model_source": body.source,
                 }
+            elif isinstance(body, Denied):
+                new = {"denied": old.denied + body.count}
+            elif isinstance(body, Egress):
+                out, back = old.bytes_out + body.bytes_out, old.bytes_in + body.bytes_in
+                new = {"connections": old.connections + 1, "bytes_out": out, "bytes_in": back}
             elif isinstance(body, ToolCall):
                 new = {"tool_calls": old.tool_calls + 1}
             self.record = self.record.model_copy(

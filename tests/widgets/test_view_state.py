@@ -10,11 +10,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voidbox_lab.spec.events import BODY, AgentText, Body, Event, ModelCall, StageChanged, ToolCall, ToolResult
+from voidbox_lab.spec.events import (
+    BODY,
+    AgentText,
+    Body,
+    Denied,
+    Egress,
+    Event,
+    FileKept,
+    ModelCall,
+    Mounted,
+    StageChanged,
+    ToolCall,
+    ToolResult,
+)
+from voidbox_lab.spec.file import InputFile
 from voidbox_lab.spec.model import Model
 from voidbox_lab.spec.run import RunRecord, RunSpec, Stage, Tokens
 from voidbox_lab.spec.voidbox import VoidBoxSpec
-from voidbox_lab.widgets import plain, static_html
+from voidbox_lab.widgets import display, plain, static_html
 from voidbox_lab.widgets.present import patch, present
 from voidbox_lab.widgets.view_state import MAX_ENTRIES, MAX_SAMPLES, ViewState, begin, fold, settle
 
@@ -146,6 +160,39 @@ any_body = st.one_of(
         output=st.none() | hostile_text,
     ),
     hostile_text.map(lambda t: BODY.validate_python({"type": "log", "text": t})),
+    st.builds(
+        Denied,
+        rule=hostile_text.map(lambda t: t[:100]),
+        subject=hostile_text.map(lambda t: t[:1000]),
+        message=hostile_text.map(lambda t: t[:1000]),
+        program=hostile_text.map(lambda t: t[:64]),
+        count=st.integers(1, 10**30),
+    ),
+    st.builds(
+        Egress,
+        host=hostile_text.map(lambda t: t[:300]),
+        port=st.integers(),
+        rule=hostile_text.map(lambda t: t[:320]),
+        verdict=st.sampled_from(["allowed", "denied", "failed"]),
+        bytes_in=st.integers(),
+        bytes_out=st.integers(),
+        duration_s=st.floats(),
+        reason=hostile_text.map(lambda t: t[:1000]),
+    ),
+    st.builds(
+        FileKept,
+        path=st.text("ab<&\u202e ", min_size=1, max_size=80),
+        file=st.builds(InputFile, digest=st.just("sha256:" + "0" * 64), size=st.integers(0, 10**15)),
+    ),
+    st.builds(
+        Mounted,
+        mount=hostile_text,
+        how=st.just("copy"),
+        direction=st.sampled_from(["in", "out"]),
+        files=st.integers(),
+        bytes=st.integers(0, 10**15),
+        digest=st.just("x"),
+    ),
     hostile_text.map(lambda t: BODY.validate_python({"type": "notice", "message": t})),
     st.just(BODY.validate_python({"type": "run", "state": "running"})),
     st.floats().map(sample),
@@ -171,7 +218,7 @@ def test_any_events_leave_a_bounded_view_that_every_surface_can_show(events: Any
         assert view.output is None or len(view.output) <= 16_384
     html = static_html.render(state, now=500.0)
     assert len(html) < 6 * len(state.stages) * (
-        MAX_ENTRIES * 9_000 + 20_000
+        MAX_ENTRIES * 9_000 + 40_000
     )  # 6: the longest escape, &#34; and a tag
     json.dumps(present(state, 500.0), allow_nan=False)
 
@@ -180,7 +227,7 @@ def apply(view: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """What the JavaScript does with a patch, in Python."""
     stages = {s["name"]: s for s in view["stages"]}
     for new in change["stages"]:
-        old = stages.get(new["name"], {"entries": [], "answer": None})
+        old = stages.get(new["name"], {"entries": [], "answer": None, "doings": []})
         entries = {e["key"]: e for e in old["entries"]}
         for entry in new["entries"]:
             if "append" in entry:
@@ -208,7 +255,53 @@ def test_patches_lead_to_the_same_view_as_the_whole(events: Any, every: int) -> 
     assert shown == present(state, 500.0)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "hostile", "fails"])
+def test_doings_are_told_on_every_surface(replay: ModuleType) -> None:
+    """Denials with rule and sentence, connections with bytes, files with sizes, folders; repetitions once."""
+    state = played(scenario(replay, "deeds"))
+    html = static_html.render(state, now=200.0)
+    text = plain.summary(state)
+    denied = "commands: nc is not among the programs that this stage may execute; add it to the policy"
+    for said in (
+        denied,
+        "(bash), 4 times",
+        "syscalls.ptrace: ptrace is denied. (gdb)",
+        "2 connections, 1 denied, 1.2 kB out, 2.2 MB in",
+        "2 output files, 1.2 MB",
+        "tables/returns.parquet (1.2 MB)",
+        "/srv/data:/data:ro mounted: 12 files, 33.8 kB (copy)",
+    ):
+        assert said in text
+        assert said in html.replace("&#39;", "'")
+    assert "pypi.org:443 allowed (pypi.org:443), 1.2 kB out, 2.2 MB in, 1.2 s" in html
+    assert "5 denied by the policy: commands, syscalls.ptrace" in html
+    assert text.count(denied) == 1
+    shown = present(state, 200.0)["stages"][0]
+    assert [b["text"] for b in shown["badges"]][-1] == "5 denied"
+    assert [g["kind"] for g in shown["doings"]] == ["denied", "egress", "files", "mounts"]
+    assert display.facts(state)["stages"]["analyst"]["files"] == {
+        "report.md": 2048,
+        "tables/returns.parquet": 1234567,
+    }
+
+
+def test_thousands_of_denials_are_a_few_lines() -> None:
+    """Each of another kind: the last ones are shown, the others counted."""
+    state, lines = begin(record()), 0
+    for n in range(1, 5001):
+        body = Denied(rule="commands", subject=f"/tmp/{n}", message=f"/tmp/{n} is not allowed.")
+        before, state = state, fold(state, Event(seq=n, run="r1", at=100.0, stage="analyst", body=body))
+        lines += len(list(plain.lines(before, state)))
+    group = present(state, 200.0)["stages"][0]["doings"][0]
+    assert group["summary"] == "5,000 denied by the policy: commands"
+    assert group["lines"][0] == "… 4,994 earlier ones not shown …"
+    assert group["lines"][-1] == "commands: /tmp/5000 is not allowed."
+    assert len(group["lines"]) == 7
+    assert lines == plain.MAX_TOLD
+    over = fold(state, Event(seq=5001, run="r1", at=101.0, stage="analyst", body=StageChanged(state="failed")))
+    assert "analyst  5,000 denied by the policy, of which 20 are shown" in list(plain.lines(state, over))
+
+
+@pytest.mark.parametrize("name", ["quickstart", "hostile", "fails", "deeds"])
 def test_static_html_is_inert(replay: ModuleType, name: str) -> None:
     """No element, attribute or handler of the guest's making; no control code; no script of ours either."""
     html = static_html.render(played(scenario(replay, name)), now=200.0)

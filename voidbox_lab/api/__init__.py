@@ -9,20 +9,26 @@ A run that failed is a `Run` with ``state == "failed"`` and `trouble`, for a not
 `Run.check` raises. What could not even begin raises at once.
 """
 
+from voidbox_lab import skills as _skills  # noqa: F401 - makes `Skill.remote` work
 from voidbox_lab.api.box import VoidBox
 from voidbox_lab.api.compose import Composable, Pipeline, budget_of, fan_out
-from voidbox_lab.api.inputs import Inputs, Source, named
+from voidbox_lab.api.files import OutputFile
+from voidbox_lab.api.inputs import Inputs, Source, absolute_mount, named
 from voidbox_lab.api.run import Run
 from voidbox_lab.api.verdict import failure
 from voidbox_lab.api.waiting import blocking, persistently, submitted
+from voidbox_lab.spec import Skill
 
 __all__ = [
     "Composable",
     "Inputs",
+    "OutputFile",
     "Pipeline",
     "Run",
+    "Skill",
     "Source",
     "VoidBox",
+    "absolute_mount",
     "blocking",
     "budget_of",
     "failure",

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from voidbox_lab import spec
 from voidbox_lab.api.compose import BudgetLike, Composable, Graph, Pipeline, budget_of
-from voidbox_lab.api.inputs import Inputs, contents
+from voidbox_lab.api.inputs import Inputs, absolute_mount, contents
 from voidbox_lab.errors import UserError
-from voidbox_lab.spec import Model, Policy, Retry, Skill, VoidBoxSpec, parse_failure, validated
+from voidbox_lab.spec import Capability, Model, Policy, Retry, Skill, VoidBoxSpec, parse_failure, validated
+from voidbox_lab.spec.hostmount import HostMount
 from voidbox_lab.spec.mapping import expand, item_bytes, item_file
 
 if TYPE_CHECKING:
@@ -24,11 +25,12 @@ class VoidBox(Composable):
     Args:
         name: the stage's name: a-z, 0-9, ``-`` and ``_``.
         prompt: what the agent is to do. It sees its inputs under ``/workspace/input``.
-        skills: `Skill`s, or paths of SKILL.md files.
+        skills: `Skill`s of any kind, or paths of SKILL.md files and of directories with one.
         model: ``PROVIDER:NAME`` (see `Model.parse`) or a `Model`.
         command: a command instead of an agent, as a list or as a line for ``/bin/sh``; its standard output is the
             answer. It needs no prompt and no model.
         memory_mb: the box's memory, in MiB.
+        policy: a `Policy`, or its fields: ``{"network": "allowlist", "egress": ["pypi.org:443"]}``.
         timeout_s: bound on one attempt of the agent, in seconds; boot is bounded apart.
         budget: the most it may spend: a `Budget`, or text such as ``"usd=0.5,tokens=20000"``.
         on_failure: ``fail``, ``skip``, ``continue``, ``retry(N, SECONDS)``, or ``retry(N) continue``; see
@@ -36,6 +38,7 @@ class VoidBox(Composable):
         retry: the retry part of `on_failure` as a `Retry`.
         inputs: files of this stage alone, wherever it stands in a pipeline; those of `run` go to the first stages.
             They are read now.
+        mounts: folders of this host, each as ``FOLDER:PATH`` or ``FOLDER:PATH:rw``; see docs/data.md.
         options: further fields of `VoidBoxSpec`: ``vcpus``, ``image``, ``env``.
 
     Raises:
@@ -47,42 +50,46 @@ class VoidBox(Composable):
         name: str,
         *,
         prompt: str = "",
-        skills: Iterable[Skill | str | Path] = (),
+        skills: Iterable[Capability | str | Path] = (),
         model: str | Model | None = None,
         command: str | Sequence[str] | None = None,
         memory_mb: int = 512,
         timeout_s: float = 300,
         agent: str = "lab-agent",
-        policy: Policy | None = None,
+        policy: Policy | Mapping[str, Any] | None = None,
         budget: BudgetLike = None,
         on_failure: str = "fail",
         retry: Retry | None = None,
         inputs: Inputs = None,
+        mounts: Iterable[str | HostMount] = (),
         **options: Any,
     ) -> None:
-        if isinstance(skills, str | Path | Skill):
+        if isinstance(skills, str | Path | Capability):
             skills = [skills]
+        mounts = [mounts] if isinstance(mounts, str | HostMount) else mounts
         domain, parsed = parse_failure(on_failure)
         self.spec = validated(
             VoidBoxSpec,
             name=name,
             prompt=prompt,
-            skills=tuple(s if isinstance(s, Skill) else Skill.file(s) for s in skills),
+            skills=tuple(Skill.file(s) if isinstance(s, str | Path) else s for s in skills),
             model=Model.parse(model) if isinstance(model, str) else model,
             command=("/bin/sh", "-c", command) if isinstance(command, str) else command and tuple(command),
             memory_mb=memory_mb,
             timeout_s=timeout_s,
             agent=agent,
-            policy=policy or Policy(),
+            policy=policy if isinstance(policy, Policy) else validated(Policy, **(policy or {})),
             budget=budget_of(budget),
             on_failure=domain,
             retry=retry or parsed,
+            mounts=tuple(absolute_mount(m) if isinstance(m, str) else m for m in mounts),
             **options,
         )
 
         data = contents(inputs)
         self._inputs = {file: item_file(d) for file, d in data.items()}
-        self._blobs = {self._inputs[file].digest: d for file, d in data.items()}
+        beside = {digest: d for skill in self.spec.procedures for digest, d in skill.contents.items()}
+        self._blobs = beside | {self._inputs[file].digest: d for file, d in data.items()}
 
     def graph(self) -> Graph:
         """See `Composable.graph`."""

@@ -7,6 +7,7 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from voidbox_lab.api.files import OutputFile
 from voidbox_lab.client import Client
 from voidbox_lab.errors import Cancelled, UserError, from_dict
 from voidbox_lab.settings import Settings
@@ -70,13 +71,23 @@ class Run:
         Raises:
             UserError: the run has no such stage.
         """
-        if stage not in self.stages:
-            raise UserError(f"The run {self.id} has no stage {stage!r}; it has {', '.join(self.stages)}.")
-        kept = self.stages[stage]
+        kept = self._stage(stage)
         if kept.output_file is None:
             return kept.output
         with Client(self._settings) as client:
             return client.download(kept.output_file.digest).decode(errors="replace")
+
+    def files(self, stage: str | None = None) -> dict[str, OutputFile]:
+        """What a stage left in ``/workspace/output``, by its path there; of all stages, by ``STAGE/PATH``.
+
+        Raises:
+            UserError: the run has no such stage.
+        """
+        if stage is not None:
+            return {
+                path: OutputFile(stage, path, f, self._settings) for path, f in self._stage(stage).files.items()
+            }
+        return {f"{name}/{path}": file for name in self.stages for path, file in self.files(name).items()}
 
     @property
     def trouble(self) -> Trouble | None:
@@ -87,6 +98,11 @@ class Run:
     def cost_usd(self) -> float | None:
         """Dollars of all stages; None if any of them made a call that has no known price."""
         return self._record.cost_usd
+
+    def _stage(self, name: str) -> StageRecord:
+        if name not in self.stages:
+            raise UserError(f"The run {self.id} has no stage {name!r}; it has {', '.join(self.stages)}.")
+        return self.stages[name]
 
     def check(self) -> Run:
         """Self if the run succeeded, else its trouble raised as the error it is."""
@@ -174,6 +190,18 @@ class Run:
         from voidbox_lab.observe.frames import telemetry_frame
 
         return telemetry_frame(self.iter_events())
+
+    def egress_frame(self) -> pd.DataFrame:
+        """One row for each connection that left a box or was to; see `voidbox_lab.observe.frames.egress_frame`."""
+        from voidbox_lab.observe.frames import egress_frame
+
+        return egress_frame(self.iter_events())
+
+    def denials_frame(self) -> pd.DataFrame:
+        """One row for each denial of a policy; see `voidbox_lab.observe.frames.denials_frame`."""
+        from voidbox_lab.observe.frames import denials_frame
+
+        return denials_frame(self.iter_events())
 
     def __repr__(self) -> str:
         stages = ", ".join(f"{s.name}: {s.state}" for s in self.stages.values())

@@ -18,7 +18,7 @@ from voidbox_lab.bench.stand import Stand
 from voidbox_lab.bench.starts import check_start, until_spare
 from voidbox_lab.box import Box
 from voidbox_lab.errors import LimitExceeded
-from voidbox_lab.spec import Model, VoidBoxSpec
+from voidbox_lab.spec import Model, Rootfs, VoidBoxSpec
 from voidbox_lab.wire.protocol import PROXY_PORT
 
 BOUND_S = 180.0
@@ -75,17 +75,17 @@ async def claude_code(stand: Stand) -> list[Figure]:
 
 async def _measure(stand: Stand, name: str, memory_mb: int, count: int, wanted: float | None = None) -> Figure:
     adapter = agents.adapter(name)
-    layers = (adapter.layer,) if adapter.layer else ()
+    rootfs = Rootfs(agent=adapter.layer)
     spec = VoidBoxSpec(name="bench", prompt="Say done.", model=Model.parse("scripted:bench"), agent=name)
-    launch = adapter.prepare(spec, (), f"http://127.0.0.1:{PROXY_PORT}", "bench")
+    launch = adapter.prepare(spec, f"http://127.0.0.1:{PROXY_PORT}", "bench")
     took, floors = [], []
     async with _model(stand.work / "model") as (socket, model), stand.boxes(spares=1) as boxes:
-        await (await boxes.open(memory_mb=memory_mb, agents=layers)).close()
+        await (await boxes.open(memory_mb=memory_mb, rootfs=rootfs)).close()
         for _ in range(count):
             await until_spare(boxes)
             model.again()
             began = time.monotonic()
-            box = await boxes.open(memory_mb=memory_mb, agents=layers, gateway_socket=socket)
+            box = await boxes.open(memory_mb=memory_mb, rootfs=rootfs, gateway_socket=socket)
             try:
                 check_start(box, "spare")
                 for path, data in launch.files.items():

@@ -82,7 +82,9 @@ async def commands(stand: Stand) -> list[Figure]:
 
 async def _echoes(box: Box, count: int) -> list[float]:
     took = []
-    async with await box.start_exec(["python3", "-I", "-S", "-c", _ECHO % ECHO_PORT], timeout_s=120) as server:
+    argv = ["python3", "-I", "-S", "-c", _ECHO % ECHO_PORT]
+    # As root: agents have no vsock sockets of their own.
+    async with await box.start_exec(argv, user="root", cwd="/", timeout_s=120) as server:
         await server.stdout.receive()
         stream = await box.connect(ECHO_PORT)
         try:

@@ -7,7 +7,7 @@ They know two commands: `TRUE` ends at once; what `ticks` gives writes numbered 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,13 @@ from starlette.types import ASGIApp
 from voidbox_lab import agents
 from voidbox_lab.agents import AgentResult
 from voidbox_lab.agents.command import Command
+from voidbox_lab.box.bundles import Packed
 from voidbox_lab.engine import Host, StageJob
-from voidbox_lab.engine.stage import NoSession
+from voidbox_lab.engine.job import NoSession
 from voidbox_lab.errors import BoxLost, Unavailable, UserError
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import COMMAND, BoxFacts, VoidBoxSpec
-from voidbox_lab.spec.events import AgentText, Body, Telemetry
+from voidbox_lab.spec import COMMAND, BoxFacts, Policy, VoidBoxSpec
+from voidbox_lab.spec.events import AgentText, Body, Denied, Telemetry
 
 TRUE = ("true",)
 TICK_S = 0.01
@@ -62,6 +63,11 @@ class MockProcess:
         """See `ports.Process`."""
         await self._ended.wait()
         return MockExit(code=None, signal=9) if self._killed.is_set() else MockExit()
+
+    async def denials(self) -> AsyncIterator[Denied]:
+        """See `ports.Process`."""
+        return
+        yield
 
     async def kill(self, within_s: float = 0) -> None:
         """See `ports.Process`."""
@@ -123,6 +129,19 @@ class MockBox:
     async def put(self, src: Path | bytes, dst: str) -> int:
         """See `ports.Box`; nothing is kept, since nobody reads it."""
         return len(src) if isinstance(src, bytes) else (await anyio.Path(src).stat()).st_size
+
+    async def apply(self, policy: Policy, places: Sequence[str] = ()) -> None:
+        """See `ports.Box`; there is nothing to bind."""
+
+    async def unpack(self, path: str, chunks: Iterator[bytes], **_options: Any) -> None:
+        """See `ports.Box`; what is read is dropped."""
+        for _chunk in chunks:
+            pass
+
+    async def pack(self, path: str, **_options: Any) -> AsyncGenerator[Packed, None]:
+        """See `ports.Box`; there are no files."""
+        return
+        yield
 
     async def telemetry(self, interval_s: float = 1.0) -> AsyncIterator[Telemetry]:
         """See `ports.Box`: no samples, as there is no guest."""

@@ -13,6 +13,7 @@ from voidbox_lab import __version__
 from voidbox_lab.cli import (
     bench,
     control,
+    cp,
     daemon,
     doctor,
     exec_,
@@ -80,6 +81,7 @@ app.command("shell", cls=shell.ShellCommand)(shell.shell)
 app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")
 app.command("show")(show.show)
+app.command("cp")(cp.cp)
 app.command("logs")(logs.logs)
 app.command("cancel")(control.cancel)
 app.command("pause")(control.pause)

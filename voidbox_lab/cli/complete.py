@@ -48,6 +48,11 @@ def shell_targets(incomplete: str) -> list[str]:
     return _bounded(_targets, incomplete)
 
 
+def stage_files(incomplete: str) -> list[str]:
+    """``RUN/STAGE:PATH`` of what the stages of recent runs left."""
+    return _bounded(_left, incomplete)
+
+
 def volumes(incomplete: str) -> list[str]:
     """Volumes by name, from the files."""
 
@@ -143,6 +148,12 @@ def _stages(run: str) -> list[str]:
     whole = [full for full in _runs() if full.startswith((run, f"run-{run}"))]
     record = _get(f"/v1/runs/{quote(whole[0] if len(whole) == 1 else run, safe='')}")
     return [str(name) for name in record["stages"]]
+
+
+def _left() -> list[str]:
+    runs = _get("/v1/runs", limit=MAX_OFFERED)
+    stages = [(f"{r['id']}/{n}:", s.get("files") or {}) for r in runs for n, s in r["stages"].items()]
+    return [f"{stage}{path}" for stage, files in stages for path in files]
 
 
 def _targets() -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import re
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from voidbox_lab.cli.which import connected
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError, VoidboxError
 from voidbox_lab.spec import Policy
 from voidbox_lab.spec.api import ExecExit, ExecOutput, ExecRequest, ExecStarted, ExecWaiting, Failed
+from voidbox_lab.spec.egress import Network
 from voidbox_lab.spec.validate import sentence
 
 MAX_STDIN = 6 << 20
@@ -29,6 +31,10 @@ OPTIONS = {
     "vcpus": "--vcpus",
     "image": "--image",
     "volumes": "--volume",
+    "commands": "--allow-command",
+    "egress": "--allow",
+    "network": "--network",
+    "mounts": "--mount",
 }
 
 
@@ -43,6 +49,56 @@ Mounted = Annotated[
     ),
 ]
 
+Folders = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FOLDER:PATH[:rw]",
+        help="A folder of this host and where the box has a copy of it; with rw, what is changed there comes "
+        "back; may be given again.",
+        show_default=False,
+    ),
+]
+
+
+Allowed = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="A way out of the box, such as pypi.org:443; may be given again. Implies --network allowlist.",
+        show_default=False,
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROFILE",
+        help=f"What the box may reach: {', '.join(get_args(Network))}; else none.",
+        show_default=False,
+        autocompletion=lambda: list(get_args(Network)),
+    ),
+]
+
+
+def policy_of(
+    command: str, programs: Sequence[str] | None, allow: Sequence[str] | None, network: str | None
+) -> Policy | None:
+    """The policy that the options of `command` make; None: they say nothing.
+
+    Raises:
+        UserError: they are no policy.
+    """
+    fields: dict[str, Any] = {}
+    if programs:
+        fields["commands"] = tuple(programs)
+    if allow:
+        fields |= {"egress": tuple(allow), "network": "allowlist"}
+    if network is not None:
+        fields["network"] = network
+    try:
+        return Policy.model_validate(fields) if fields else None
+    except ValidationError as e:
+        raise UserError(in_options(sentence(command, e))) from e
+
 
 def exec_(
     argv: Annotated[list[str], typer.Argument(metavar="-- CMD [ARG]...", help="The command.", show_default=False)],
@@ -54,12 +110,17 @@ def exec_(
         list[str] | None,
         typer.Option(help="Only these programs may run in the box; may be given again.", show_default=False),
     ] = None,
+    allow: Allowed = None,
+    network: Profile = None,
     volume: Mounted = None,
+    mount: Folders = None,
     stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Give the command our standard input.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what the box is.")] = False,
     json: Json = False,
 ) -> None:
     """Run a command in a fresh box, streaming its output; the exit code is the command's own.
+
+    What it changed in a folder mounted rw comes back if that is 0.
 
     With --json its events are printed, one JSON object a line, with what the command wrote in base64.
     """
@@ -71,8 +132,9 @@ def exec_(
             timeout_s=timeout,
             image=image,
             stdin=_stdin() if stdin else None,
-            policy=Policy(commands=tuple(allow_command) if allow_command else None),
+            policy=policy_of("voidbox exec", allow_command, allow, network) or Policy(),
             volumes=tuple(volume or ()),
+            mounts=folders(mount),
         )
     except ValidationError as e:
         raise UserError(in_options(sentence("voidbox exec", e))) from e
@@ -107,6 +169,15 @@ def exec_(
         code = complain(e)
         raise Exit(code if e.kind == "cancelled" else OURS) from e
     raise ProviderError("The daemon ended the command's stream without its exit code; see its log.")
+
+
+def folders(mounts: list[str] | None) -> tuple[str, ...]:
+    """What ``--mount`` says, with whole paths."""
+    if not mounts:
+        return ()
+    from voidbox_lab.api import absolute_mount
+
+    return tuple(absolute_mount(mount) for mount in mounts)
 
 
 def in_options(said: str) -> str:

@@ -1,4 +1,4 @@
-"""``voidbox image``: build, list, verify and prune guest images. Works without the daemon: images are files."""
+"""``voidbox image``: build, pull, list, inspect, verify and prune images. Without the daemon: images are files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from voidbox_lab.cli import complete
-from voidbox_lab.cli.output import Json, ago, err, out, print_json, size, working
+from voidbox_lab.cli.output import Json, ago, duration, err, out, print_json, size, working
 from voidbox_lab.errors import ProviderError
 from voidbox_lab.settings import Settings
 
 if TYPE_CHECKING:
     from voidbox_lab import images
 
-app = typer.Typer(no_args_is_help=True, help="Guest images: build, list, verify, prune.")
+app = typer.Typer(no_args_is_help=True, help="Guest images: build, pull, list, inspect, verify, prune.")
 
 Which = Annotated[str, typer.Argument(help="Which image.", autocompletion=complete.images)]
 
@@ -40,20 +40,72 @@ def build(
         out.print(f"image {image.name} {image.digest[:19]} ready in {ago(time.monotonic() - began)}")
 
 
-@app.command("list")
-def list_(json: Json = False) -> None:
-    """The images in the cache."""
+@app.command()
+def pull(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="An OCI image, such as python:3.12-slim.")],
+    json: Json = False,
+) -> None:
+    """Fetch an OCI image from its registry, or what its tag is by now, for boxes with it as their root."""
     from voidbox_lab import images
 
-    found = images.list_images(Settings.from_env())
+    began = time.monotonic()
+    with _reporter(quiet=json) as report:
+        image = images.pull(Settings.from_env().prepare(), reference, report)
     if json:
-        print_json([_describe(image) for image in found])
+        print_json(images.describe(Settings.from_env(), image))
+    else:
+        out.print(f"image {reference} {image.digest[:19]} ready in {ago(time.monotonic() - began)}", markup=False)
+
+
+@app.command("list")
+def list_(json: Json = False) -> None:
+    """The images in the cache: what they are made of, their size, and when a box was last asked of them."""
+    from voidbox_lab import images
+
+    settings = Settings.from_env()
+    found = [images.describe(settings, image) for image in images.list_images(settings)]
+    if json:
+        print_json(found)
         return
     if not found:
         out.print("no images; run `voidbox image build`")
-    for image in found:
-        total = sum(layer.size for layer in image.layers)
-        out.print(f"{image.name}  {image.digest[:19]}  kernel {image.kernel_release}  layers {size(total)}")
+    for one in found:
+        used = f"used {ago(time.time() - one['last_used'])} ago" if one["current"] else "replaced"
+        layers = f"{len(one['layers'])} layers, {size(one['size'])}"
+        line = (one["name"], one["digest"][:19], one["kind"], layers, used, one["what"])
+        out.print("  ".join(line), markup=False)
+
+
+@app.command()
+def inspect(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|DIGEST", help="Which image.", autocompletion=complete.images)
+    ] = "default",
+    json: Json = False,
+) -> None:
+    """What an image is made of: layers by digest, packages by version, licences, where it came from."""
+    from voidbox_lab import images
+
+    settings = Settings.from_env()
+    about = images.describe(settings, images.find(settings, name))
+    if json:
+        print_json(about)
+        return
+    out.print(f"{about['name']}  {about['digest']}", markup=False)
+    out.print(f"  {about['what']}; kernel {about['kernel_release']}", markup=False)
+    if about["oci"]:
+        out.print(f"  from {about['oci']['reference']}, {about['oci']['digest']}", markup=False)
+    for layer in (*about["layers"], *about["mounts"]):
+        out.print(f"  {layer['digest'][:19]}  {size(layer['size']):>10}  {layer['name']}", markup=False)
+        if "licence" in layer:
+            out.print(f"    {layer['licence']}", markup=False)
+        if "reference" in layer:
+            out.print(f"    {layer['reference']}, {layer['digest_of']}", markup=False)
+        for part in layer.get("packages", []):
+            for file in part["files"]:
+                out.print(f"    {' '.join(str(file[k]) for k in ('name', 'version') if k in file)}", markup=False)
+    if about["packages"]:
+        out.print(f"  packages: {', '.join(about['packages'])}", markup=False)
 
 
 @app.command()
@@ -79,12 +131,17 @@ def verify(name: Which = "default", json: Json = False) -> None:
 @app.command()
 def prune(
     everything: Annotated[bool, typer.Option("--all", help="Current images and package downloads too.")] = False,
+    unused_for: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="Also what no box was asked of for so long, as in 30d, 12h."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Remove what no current image uses."""
     from voidbox_lab import images
 
-    freed = images.prune(Settings.from_env().prepare(), everything=everything)
+    seconds = None if unused_for is None else duration(unused_for, "--unused-for")
+    freed = images.prune(Settings.from_env().prepare(), everything=everything, unused_for_s=seconds)
     if json:
         print_json({"freed": freed})
     else:

@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from voidbox_lab.cli.output import ago, visible
+from voidbox_lab.cli.output import ago, size, visible
 from voidbox_lab.spec.events import (
     AgentLog,
     AgentText,
     BoxBooted,
+    Denied,
+    Egress,
     Event,
+    FileKept,
     ModelCall,
+    Mounted,
     Notice,
     Queued,
     RunChanged,
@@ -126,8 +130,30 @@ def _said(body: Any) -> Iterator[str]:
                 f"cpu {body.cpu:.0%}, memory {body.memory_used_kb >> 10} of {body.memory_total_kb >> 10} MB, "
                 f"{body.processes} processes"
             )
+        case Denied():
+            by = f" ({_short(body.program, 64)})" if body.program else ""
+            times = f", {body.count:,} times" if body.count > 1 else ""
+            yield f"denied by {_short(body.rule, 100)}: {_short(body.message or body.subject, 1000)}{by}{times}"
+        case Egress():
+            yield _egress(body)
+        case FileKept():
+            yield f"file {_short(body.path, 400)} ({size(body.file.size)})"
+        case Mounted():
+            way = "brought back" if body.direction == "out" else "mounted"
+            yield f"{way} {_short(body.mount, 400)}: {body.files:,} files, {size(body.bytes)} ({body.how})"
         case Notice():
             yield f"{body.level}: {_short(body.message, 1000)}"
+
+
+def _egress(body: Egress) -> str:
+    where = f"egress {_short(body.host, 300)}:{body.port} {body.verdict}"
+    rule = f" by {_short(body.rule, 320)}" if body.rule else ""
+    reason = f": {_short(body.reason, 1000)}" if body.reason else ""
+    if body.verdict == "denied":
+        return f"{where}{rule}{reason}"
+    address = f", {_short(body.address, 100)}" if body.address else ""
+    carried = f", {size(body.bytes_out)} out, {size(body.bytes_in)} in, {ago(body.duration_s)}"
+    return f"{where}{rule}{address}{carried}{reason}"
 
 
 def box(facts: BoxFacts) -> str:

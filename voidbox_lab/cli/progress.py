@@ -14,7 +14,7 @@ from rich.text import Text
 from voidbox_lab.widgets.display import Cancel
 from voidbox_lab.widgets.present import cost, seconds
 from voidbox_lab.widgets.text import one_line
-from voidbox_lab.widgets.view_state import StageView, ViewState
+from voidbox_lab.widgets.view_state import Entry, StageView, ViewState
 
 RENEWALS_PER_S = 4
 LINES_BESIDES = 4
@@ -103,7 +103,13 @@ def _note(stage: StageView) -> str:
         return stage.queue
     if stage.cached is not None:
         return f"cached from {stage.cached.run}"
+    denied = f"{stage.doings.denied:,} denied" if stage.doings.denied else ""
     last = stage.entries[-1] if stage.entries and not stage.over else None
     if last is None:
-        return ""
+        return denied
+    denied = f"({denied}) " if denied else ""
+    return denied + _last(last)
+
+
+def _last(last: Entry) -> str:
     return f"> {last.name} {last.summary}" if last.kind == "tool" else one_line(last.text.text[-200:], 200)

@@ -117,9 +117,10 @@ class _Plan:
 
 
 def _plan(file: Path, inputs: list[str], models: dict[str, Model], budget: str | None, fresh: bool) -> _Plan:
+    from voidbox_lab import skills
     from voidbox_lab.api import named
 
-    spec = read(file, models=models)
+    spec = read(file, models=models, fetch=skills.fetch)
     if spec.run is None:
         raise UserError(
             f"{file} declares a sandbox without a command; add 'run:' or 'command:' to have one run in it."
@@ -177,6 +178,10 @@ async def _carried_out(
             raise UserError(
                 f"The file {source!s} changed while it was read; run it again once nobody writes to it."
             )
+    for stage in plan.run.stages:
+        for skill in stage.box.procedures:
+            for data in skill.contents.values():
+                await client.upload(data)
     inputs = {**plan.run.inputs, **{name: await client.upload(source) for name, source in plan.inputs.items()}}
     fresh = plan.run.fresh or client.settings.fresh
     spec = validated(RunSpec, **{**dict(plan.run), "inputs": inputs, "fresh": fresh})

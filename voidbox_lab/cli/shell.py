@@ -18,13 +18,22 @@ from typer import Exit
 from typer.core import TyperCommand
 
 from voidbox_lab.cli import complete
-from voidbox_lab.cli.exec_ import CAUSES, OURS, Mounted, in_options
+from voidbox_lab.cli.exec_ import (
+    CAUSES,
+    OURS,
+    Allowed,
+    Folders,
+    Mounted,
+    Profile,
+    folders,
+    in_options,
+    policy_of,
+)
 from voidbox_lab.cli.output import ago, complain, err, json_mode
 from voidbox_lab.cli.screen import Screen, read, write
 from voidbox_lab.cli.which import connected, is_whole, whole_id
 from voidbox_lab.client.shell import Shell, open_shell
 from voidbox_lab.errors import UserError, VoidboxError
-from voidbox_lab.spec import Policy
 from voidbox_lab.spec.api import ExecExit, ExecStarted, ExecWaiting, ShellRequest
 from voidbox_lab.spec.validate import sentence
 
@@ -72,17 +81,21 @@ def shell(
         list[str] | None,
         typer.Option(help="Only these programs may run in a fresh box; may be given again.", show_default=False),
     ] = None,
+    allow: Allowed = None,
+    network: Profile = None,
     volume: Mounted = None,
+    mount: Folders = None,
     json: Annotated[bool, typer.Option("--json", callback=json_mode, is_eager=True, hidden=True)] = False,
 ) -> None:
     """Open a shell, or run CMD, on a terminal in a box: a fresh one, or that of a running stage."""
     if json:
         raise UserError("A shell is a terminal and has no JSON; use `voidbox exec --json -- CMD`.")
     fresh: dict[str, Any] = {"memory_mb": memory, "vcpus": vcpus, "image": image}
-    if allow_command:
-        fresh["policy"] = Policy(commands=tuple(allow_command))
+    fresh["policy"] = policy_of("voidbox shell", allow_command, allow, network)
     if volume:
         fresh["volumes"] = tuple(volume)
+    if mount:
+        fresh["mounts"] = folders(mount)
     fields = {name: value for name, value in fresh.items() if value is not None}
     if target is not None:
         if fields:

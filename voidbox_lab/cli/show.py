@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -14,11 +14,11 @@ from rich.table import Table
 
 from voidbox_lab.cli import complete
 from voidbox_lab.cli.loglines import box, spent, tokens
-from voidbox_lab.cli.output import Json, ago, dollars, out, print_json, size, visible
+from voidbox_lab.cli.output import Json, ago, dollars, err, out, print_json, size, visible
 from voidbox_lab.cli.which import RunRef, connected, stage_of, whole_id
 from voidbox_lab.client import Client
 from voidbox_lab.errors import UserError
-from voidbox_lab.spec import TERMINAL, Budget, RunRecord, StageRecord
+from voidbox_lab.spec import TERMINAL, Budget, InputFile, RunRecord, StageRecord
 
 MAX_BLOCKS = 12
 """Stages told of one by one; more are a table."""
@@ -26,6 +26,8 @@ MAX_ROWS = 50
 MAX_SHOWN = 2000
 """Characters of an output that are shown."""
 MAX_CELL = 60
+MAX_FILES = 8
+"""Output files that are named."""
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "skipped": "yellow", "running": "bold"}
 
 
@@ -37,10 +39,15 @@ def show(
     output: Annotated[
         bool, typer.Option("--output", help="Print the stage's whole output and nothing else.")
     ] = False,
+    files: Annotated[
+        bool, typer.Option("--files", help="List what the stages left in /workspace/output, and nothing else.")
+    ] = False,
     everything: Annotated[bool, typer.Option("--all", help="A row for every stage, however many.")] = False,
     json: Json = False,
 ) -> None:
     """Show a run: each stage's state, what it ran on, what it cost and what it answered."""
+    if output and files:
+        raise UserError("--output prints a stage's answer and --files a list; leave one out.")
     if output and json:
         raise UserError("--output prints the output as it is, and --json JSON, which has it too; leave one out.")
     with connected() as client:
@@ -49,6 +56,9 @@ def show(
             _print_output(client, record, stage)
             return
     chosen = stage_of(record, stage) if stage is not None else None
+    if files:
+        _print_files(record, [chosen] if chosen is not None else list(record.stages.values()), json)
+        return
     if json:
         print_json((chosen or record).model_dump(mode="json"))
         return
@@ -126,12 +136,26 @@ def _facts(run: str, stage: StageRecord, budget: Budget, now: float) -> Iterator
         yield "cost", spent(None if stage.unpriced else stage.cost_usd or 0.0, stage.model_source) + _usd(budget)
     if stage.tool_calls:
         yield "tools", f"{stage.tool_calls} calls"
+    if stage.denied:
+        yield "denied", f"{stage.denied:,} times by the policy; voidbox logs {run} says what"
+    if stage.connections:
+        carried = f"{size(stage.bytes_out)} out, {size(stage.bytes_in)} in"
+        yield "egress", f"{stage.connections:,} connections, {carried}"
+    if stage.files:
+        yield "files", _files(stage.files)
     if stage.attempts > 1:
         yield "attempts", str(stage.attempts)
     if stage.started_at is not None:
         yield "time", ago(max(0.0, (stage.finished_at or now) - stage.started_at)) + _seconds(budget)
     if stage.trouble:
         yield "trouble", f"{stage.trouble.kind}: {visible(stage.trouble.message)}"
+
+
+def _files(files: Mapping[str, InputFile]) -> str:
+    total = size(sum(file.size for file in files.values()))
+    names = ", ".join(visible(path) for path in list(files)[:MAX_FILES])
+    more = f", … and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
+    return f"{len(files):,}, {total}: {names}{more}"
 
 
 def _table(stages: Sequence[StageRecord], now: float) -> Table:
@@ -178,6 +202,23 @@ def _print_output(client: Client, record: RunRecord, name: str | None) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
+
+
+def _print_files(record: RunRecord, stages: Sequence[StageRecord], json: bool) -> None:
+    """What `stages` left; to get it there is `voidbox cp`."""
+    left = [(stage.name, path, file) for stage in stages for path, file in stage.files.items()]
+    if json:
+        print_json([{"stage": s, "path": p, "size": f.size, "digest": f.digest} for s, p, f in left])
+        return
+    if not left:
+        err.print(f"No stage of {record.id} left files in /workspace/output.", markup=False)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "path", "size"):
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    for name, path, file in left:
+        table.add_row(name, escape(visible(path)), size(file.size))
+    out.print(table)
 
 
 def _state(state: str) -> str:

@@ -13,6 +13,7 @@ from voidbox_lab.cli.exec_ import Image
 from voidbox_lab.cli.output import Json, ago, out, print_json, size, working
 from voidbox_lab.errors import UserError
 from voidbox_lab.settings import Settings
+from voidbox_lab.spec import Rootfs
 
 if TYPE_CHECKING:
     from voidbox_lab.machines import Template, TemplateStore
@@ -43,8 +44,8 @@ def build(
     vcpus: Annotated[int, typer.Option(help="Processors.")] = 1,
     image: Image = "default",
     agent: Annotated[
-        list[str] | None,
-        typer.Option(help="Agent CLIs that it has as layers.", autocompletion=complete.agents),
+        str | None,
+        typer.Option(help="The agent CLI that it has as a layer.", autocompletion=complete.agents),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -57,7 +58,7 @@ def build(
     async def make() -> Template:
         with apart(Settings.from_env()) as settings:
             async with Boxes.here(settings) as boxes:
-                recipe = await boxes.recipe(memory_mb=memory, vcpus=vcpus, image=image, agents=agent or ())
+                recipe = await boxes.recipe(memory_mb=memory, vcpus=vcpus, rootfs=Rootfs(image=image, agent=agent))
                 return await boxes.templates.build(recipe)
 
     with working("booting a guest to save"):

@@ -6,10 +6,10 @@ import argparse
 import difflib
 import shlex
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from voidbox_lab.errors import UserError
-from voidbox_lab.spec import MIN_MEMORY_MB, Budget, OnFailure, Retry, parse_failure
+from voidbox_lab.spec import MIN_MEMORY_MB, Budget, Network, OnFailure, Retry, parse_failure
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,10 +97,53 @@ MEMORY = _whole(MIN_MEMORY_MB, 1 << 20, "MB", "; less than that does not hold th
 
 
 def skill_parser() -> Parser:
-    """``%%voidbox skill``."""
-    p = Parser("%%voidbox skill", "Declare a skill; the cell's text is its SKILL.md, front matter optional.")
-    p.add_argument("name", nargs="?", help="name; may stand in the front matter instead")
+    """``%%voidbox skill`` and ``%voidbox skill``."""
+    p = Parser(
+        "%%voidbox skill",
+        "Declare a skill; the cell's text is its SKILL.md, front matter optional. Or, as a line, one of another "
+        "kind: --mcp, --cli, --agent, --oci, --remote, --file.",
+    )
+    p.add_argument("name", nargs="?", help="name; may stand in the front matter or file instead")
     p.add_argument("--description", help="one line for the agent: when to use the skill")
+    kind = p.add_mutually_exclusive_group()
+    kind.add_argument("--mcp", metavar="COMMAND", help="an MCP server: the command that starts it in the box")
+    kind.add_argument(
+        "--cli", action="append", metavar="PACKAGE",
+        help="command-line programs: the package that has them, as in deb:jq, pypi:httpie; repeat for more. A "
+        "cell's text says how to use them",
+    )  # fmt: skip
+    kind.add_argument("--agent", action="store_true", help="the agent program of this name drives the stage")
+    kind.add_argument("--oci", metavar="IMAGE", help="files of an OCI image, read-only in the box")
+    kind.add_argument(
+        "--remote", metavar="WHERE",
+        help="owner/repo/path@REVISION on GitHub, git+URL@REVISION, or the URL of a .tar.gz or .zip",
+    )  # fmt: skip
+    kind.add_argument(
+        "--file", metavar="PATH", help="a SKILL.md file, or a directory with one and what goes with it"
+    )
+    p.add_argument(
+        "--package",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="of --mcp: what it needs; repeat for more",
+    )
+    p.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of --mcp: its environment; repeat for more",
+    )
+    p.add_argument(
+        "--tool", action="append", metavar="NAME", help="of --mcp: a tool to offer; repeat (default: all)"
+    )
+    p.add_argument(
+        "--program", action="append", default=[], metavar="NAME",
+        help="of --cli: a program, if not named as the skill; repeat for more",
+    )  # fmt: skip
+    p.add_argument("--path", help="of --oci: where in the box; of --remote: the skill's directory there")
+    p.add_argument("--revision", metavar="REV", help="of --remote: a commit, tag or branch, or sha256:HEX")
     return p
 
 
@@ -122,7 +165,10 @@ def stage_parser() -> Parser:
     p.add_argument(
         "--timeout", type=_seconds, default=300, metavar="S", help="seconds for the agent (default: 300)"
     )
-    p.add_argument("--image", default="default", metavar="NAME", help="the box's image (default: default)")
+    p.add_argument(
+        "--image", default="default", metavar="NAME",
+        help="the box's image, or an OCI image as in python:3.12-slim (default: default)",
+    )  # fmt: skip
     p.add_argument(
         "--budget",
         type=_budget,
@@ -139,8 +185,26 @@ def stage_parser() -> Parser:
         help="a file for this stage alone; repeat for more. Those of 'run' go to the stages that need no other",
     )  # fmt: skip
     p.add_argument(
-        "--allow-command", action="append", metavar="PROGRAM",
-        help="a program the agent may execute, and no other; repeat for more (default: all of the image's)",
+        "--mount", action="append", default=[], metavar="FOLDER:PATH",
+        help="a folder of this machine and where the box has it; read-only, or FOLDER:PATH:rw; repeat for more",
+    )  # fmt: skip
+    p.add_argument(
+        "--volume", action="append", default=[], metavar="NAME:PATH",
+        help="a named volume and where the box has it, or NAME:PATH:ro; repeat for more",
+    )  # fmt: skip
+    p.add_argument(
+        "--allow-command", "--commands", action="append", metavar="PROGRAM",
+        help="a program the agent may execute, and no other; repeat, or separate with commas "
+        "(default: all of the image's)",
+    )  # fmt: skip
+    p.add_argument(
+        "--allow", action="append", default=[], metavar="HOST:PORT",
+        help="where the box may connect to, and nowhere else; repeat for more (default: nowhere)",
+    )  # fmt: skip
+    p.add_argument(
+        "--network", choices=get_args(Network),
+        help="ways out of the box besides its model: none (default), allowlist (of --allow), monitored, "
+        "proxy-only, open",
     )  # fmt: skip
     return p
 
@@ -202,6 +266,7 @@ def list_parser(what: str) -> Callable[[], Parser]:
 CELL: dict[str, Callable[[], Parser]] = {"skill": skill_parser, "stage": stage_parser}
 """Subcommands of ``%%voidbox``."""
 LINE: dict[str, Callable[[], Parser]] = {
+    "skill": skill_parser,
     "run": run_parser,
     "attach": attach_parser,
     "cancel": run_id_parser("cancel", "Cancel a run."),

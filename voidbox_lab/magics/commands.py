@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,8 @@ from voidbox_lab.magics.arguments import CELL, LINE, Parser, subcommand
 from voidbox_lab.magics.pending import Pending
 from voidbox_lab.magics.registry import Registry, StageDeclaration, unknown
 from voidbox_lab.magics.sentence import shown_as_sentence
-from voidbox_lab.spec import Model, Policy, RunRecord, Skill, validated
+from voidbox_lab.magics.skills import declared
+from voidbox_lab.spec import Model, Policy, RunRecord, VoidBoxSpec, in_words, validated
 from voidbox_lab.spec.flow import parse_flow, stage_names
 from voidbox_lab.widgets.display import Surface, choose, in_kernel
 from voidbox_lab.widgets.follow import follow
@@ -51,6 +52,7 @@ class VoidboxMagics(Magics):
         """Run AI agents in micro-VMs.
 
         %%voidbox skill, %%voidbox stage        declare, in a cell
+        %voidbox skill                          declare a program, an MCP server, …
         %voidbox run, attach, runs              act
         %voidbox cancel, pause, resume
         %voidbox skills, stages                 list what is declared
@@ -107,12 +109,14 @@ class VoidboxMagics(Magics):
 
     # Declarations
 
-    def _skill(self, options: argparse.Namespace, cell: str) -> None:
-        self.registry.declare_skill(Skill.from_markdown(cell, name=options.name, description=options.description))
+    def _skill(self, options: argparse.Namespace, cell: str | None) -> None:
+        self.registry.declare_skill(declared(options, cell))
 
     def _stage(self, options: argparse.Namespace, cell: str) -> None:
         if not cell.strip():
             raise UserError(f"The stage {options.name!r} has no prompt; write it in the cell, below the options.")
+        options.allow = [self._text(text, "HOST:PORT", "pypi.org:443") for text in options.allow]
+        options.mount = [self._text(text, "FOLDER:PATH", "data:/data") for text in options.mount]
         self.registry.declare_stage(
             StageDeclaration(
                 name=options.name,
@@ -123,8 +127,10 @@ class VoidboxMagics(Magics):
                 memory_mb=options.memory,
                 vcpus=options.vcpus,
                 timeout_s=options.timeout,
-                policy=validated(Policy, commands=tuple(options.allow_command) if options.allow_command else None),
-                image=options.image,
+                policy=_policy(options),
+                image=self._text(options.image, "image", "python:3.12-slim"),
+                volumes=tuple(options.volume),
+                mounts=tuple(map(_mount, options.mount)),
                 budget=options.budget,
                 on_failure=options.on_failure[0],
                 retry=options.on_failure[1],
@@ -136,6 +142,10 @@ class VoidboxMagics(Magics):
         """The model that `text` names, or that the notebook's variable ``$NAME`` holds."""
         model = self._value(text, "model", 'MODEL = "scripted:quickstart"', Model)
         return model if isinstance(model, Model) else Model.parse(model)
+
+    def _text(self, text: str, what: str, example: str) -> str:
+        """`text`, or what the notebook's variable ``$NAME`` holds."""
+        return self._value(text, what, f'NAME = "{example}"', str)
 
     def _run_id(self, text: str) -> str:
         """The id `text`, or of the run that the notebook's variable ``$NAME`` holds."""
@@ -153,8 +163,8 @@ class VoidboxMagics(Magics):
         )
 
     def _skills(self, _options: argparse.Namespace, _cell: None) -> Any:
-        rows = [(s.name, s.description, len(s.body)) for s in self.registry.skills.values()]
-        return _frame(rows, ["skill", "description", "characters"])
+        rows = [(s.name, s.kind, s.description, in_words(s)) for s in self.registry.skills.values()]
+        return _frame(rows, ["skill", "kind", "description", "made_of"])
 
     def _stages(self, _options: argparse.Namespace, _cell: None) -> Any:
         rows = [
@@ -179,6 +189,8 @@ class VoidboxMagics(Magics):
                 stage: {name: await client.upload(path) for name, path in files.items()}
                 for stage, files in own.items()
             }
+            for data in _skill_files(boxes.values()).values():
+                await client.upload(data)
             fresh = options.fresh or client.settings.fresh
             spec = pipeline.build(flow, boxes.__getitem__, inputs, owned, budget=options.budget, fresh=fresh)
             record = await submitted(client, spec)
@@ -238,6 +250,27 @@ def input_files(options: list[str]) -> dict[str, Path | bytes]:
             where = f" in {path.parent.absolute()}"
             raise UserError(unknown("input file", path.name, near[:1000], "Check the path", where))
     return named(options)
+
+
+def _policy(options: argparse.Namespace) -> Policy:
+    programs = [name for option in options.allow_command or [] for name in option.split(",") if name]
+    network = options.network or ("allowlist" if options.allow else "none")
+    egress = tuple(options.allow)
+    return validated(Policy, network=network, egress=egress, commands=tuple(programs) if programs else None)
+
+
+def _mount(option: str) -> str:
+    """A mount with its folder absolute; relative to where the notebook is."""
+    folder, colon, rest = option.partition(":")
+    path = Path(folder).expanduser().absolute()
+    if colon and not path.is_dir():
+        raise UserError(f"There is no folder {folder!r} to mount (looked in {Path.cwd()}); check the path.")
+    return f"{path}{colon}{rest}" if colon else option
+
+
+def _skill_files(boxes: Iterable[VoidBoxSpec]) -> dict[str, bytes]:
+    """Digest to bytes of what lies beside the SKILL.md files."""
+    return {digest: data for box in boxes for s in box.procedures for digest, data in s.contents.items()}
 
 
 @contextmanager

@@ -16,6 +16,15 @@ SCRIPTED = ("quickstart",)
 MODELS = tuple(f"scripted:{name}" for name in SCRIPTED) + tuple(
     f"{p}:" for p in get_args(Provider) if p != "scripted"
 )
+AGENTS = ("lab-agent", "claude-code", "codex")
+PACKAGES = ("deb:", "pypi:", "npm:")
+VALUES = {
+    "--model": list(MODELS),
+    "--agent": list(AGENTS),
+    "--cli": list(PACKAGES),
+    "--package": list(PACKAGES),
+}
+"""Option to what may follow it."""
 
 
 def matcher(
@@ -55,9 +64,10 @@ def candidates(line: str, registry: Registry, runs: Iterable[str]) -> list[str]:
     options = known[name]().options
     previous = before[-1]
     if previous in options and options[previous].nargs != 0:
-        return {"--skill": list(registry.skills), "--model": list(MODELS), "--agent": ["lab-agent"]}.get(
-            previous, []
-        )
+        choices = options[previous].choices
+        if choices:
+            return list(choices)
+        return list(registry.skills) if previous == "--skill" else VALUES.get(previous, [])
     free = {
         "run": list(registry.stages),
         "attach": list(runs),

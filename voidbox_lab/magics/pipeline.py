@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from voidbox_lab.spec import Pipeline, RunSpec, VoidBoxSpec
+from voidbox_lab.spec.file import InputFile
 from voidbox_lab.spec.flow import Flow, assemble
-from voidbox_lab.spec.run import InputFile
 
 
 def build(

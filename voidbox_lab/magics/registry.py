@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from voidbox_lab.errors import UserError
-from voidbox_lab.spec import Budget, Model, OnFailure, Policy, Retry, Skill, VoidBoxSpec, validated
+from voidbox_lab.spec import Budget, Capability, Model, OnFailure, Policy, Retry, VoidBoxSpec, validated
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,19 @@ class StageDeclaration:
     retry: Retry | None = None
     inputs: tuple[str, ...] = ()
     """Paths of files of its own; read when it runs."""
+    volumes: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()
+    """As `HostMount` is written."""
 
 
 @dataclass
 class Registry:
     """The declarations of one shell."""
 
-    skills: dict[str, Skill] = field(default_factory=dict)
+    skills: dict[str, Capability] = field(default_factory=dict)
     stages: dict[str, StageDeclaration] = field(default_factory=dict)
 
-    def declare_skill(self, skill: Skill) -> None:
+    def declare_skill(self, skill: Capability) -> None:
         """Add or replace."""
         self.skills[skill.name] = skill
 
@@ -83,6 +86,8 @@ class Registry:
             budget=stage.budget,
             on_failure=stage.on_failure,
             retry=stage.retry,
+            volumes=stage.volumes,
+            mounts=stage.mounts,
         )
 
 

@@ -156,6 +156,11 @@ def facts(state: ViewState) -> dict[str, Any]:
             "tokens": s.tokens.total,
             "cost_usd": s.cost_usd if s.turns and _finite(s.cost_usd) else None,
             "duration_s": s.finished_at - s.started_at if s.finished_at and s.started_at else None,
+            "denied": s.doings.denied,
+            "connections": s.doings.connections,
+            "bytes_out": s.doings.bytes_out,
+            "bytes_in": s.doings.bytes_in,
+            "files": dict(s.doings.files),
             "trouble": s.trouble.model_dump(mode="json") if s.trouble else None,
             "output": s.output.text if s.output is not None else None,
         }

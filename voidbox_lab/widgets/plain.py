@@ -8,12 +8,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from voidbox_lab.widgets.doings import Doings, network, presented, told
 from voidbox_lab.widgets.present import cost, count, seconds, tokens
 from voidbox_lab.widgets.text import one_line
 from voidbox_lab.widgets.view_state import Entry, StageView, ViewState
 
 WIDTH = 100
 """Longest line for tool calls and notices, in characters; answers keep their own lines."""
+MAX_TOLD = 20
+"""Denials of a stage that get a line each; of more, their number is told at its end."""
 
 
 def lines(old: ViewState | None, new: ViewState) -> Iterator[str]:
@@ -38,10 +41,14 @@ def _stage_lines(old: StageView | None, new: StageView) -> Iterator[str]:
         line = _entry_line(before.get(entry.key), entry)
         if line:
             yield f"{new.name}  {line}"
+    for line in _doing_lines(old.doings if old else Doings(), new.doings):
+        yield f"{new.name}  {line}"
     if new.queue and new.queue != (old.queue if old else None):
         yield f"{new.name}  {new.queue}"
     if new.state != (old.state if old else "queued"):
         yield f"{new.name}  {new.state}{_about(new)}"
+        if new.over:
+            yield from (f"{new.name}  {line}" for line in _done_lines(new.doings))
         if new.state == "succeeded" and new.output is not None:
             yield textwrap.indent(new.output.text.strip("\n"), "    ")
 
@@ -55,6 +62,27 @@ def _entry_line(old: Entry | None, new: Entry) -> str | None:
     elif old is None and new.kind in {"warning", "notice"}:
         return one_line(new.text.text, 2 * WIDTH)
     return None
+
+
+def _doing_lines(old: Doings, new: Doings) -> Iterator[str]:
+    """Denials as they happen, the first of a kind each; mounts."""
+    if old is new:
+        return
+    for denial in new.denials:
+        if old.next_key <= denial.key < MAX_TOLD:
+            yield one_line(f"! denied by {told(denial)}", 2 * WIDTH)
+    yield from new.mounts[max(0, len(new.mounts) - (new.mounted - old.mounted)) :]
+
+
+def _done_lines(doings: Doings) -> Iterator[str]:
+    """What it came to, at a stage's end."""
+    if doings.next_key > MAX_TOLD:
+        yield f"{doings.denied:,} denied by the policy, of which {MAX_TOLD} are shown"
+    if doings.connections:
+        yield network(doings)
+    for group in presented(doings):
+        if group["kind"] == "files":
+            yield one_line(f"{group['summary']}: {', '.join(group['lines'])}", 4 * WIDTH)
 
 
 def _about(stage: StageView) -> str:

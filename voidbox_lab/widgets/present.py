@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from voidbox_lab.spec.run import BoxFacts, Tokens, Trouble
+from voidbox_lab.widgets.doings import presented
 from voidbox_lab.widgets.view_state import Entry, StageView, ViewState
 
 SPARK_WIDTH, SPARK_HEIGHT = 60, 14
@@ -86,6 +87,7 @@ def _head(stage: StageView, now: float) -> dict[str, Any]:
         "memory_title": f"Guest memory in use, of {stage.memory_total_kb / 1024:.0f} MB",
         "trouble": _message(stage.trouble),
         "answer": blocks(stage.output.text) if stage.output is not None else None,
+        "doings": presented(stage.doings),
         "said": _said(stage),
     }
 
@@ -116,6 +118,9 @@ def _badges(stage: StageView) -> list[dict[str, str]]:
         if stage.model_source and not text.startswith(stage.model_source):
             text += f" · {stage.model_source}"
         badges.append({"kind": stage.model_source or "model", "text": text, "title": title})
+    if stage.doings.denied:
+        title = "Things that the policy forbade; they did not happen, and the agent was told."
+        badges.append({"kind": "denied", "text": f"{stage.doings.denied:,} denied", "title": title})
     return badges
 
 
@@ -175,6 +180,8 @@ def patch(old: ViewState, new: ViewState, now: float) -> dict[str, Any]:
         head = _head(stage, now)
         if before is not None and before.output is stage.output:
             del head["answer"]  # up to 16 kB that would travel with every sample
+        if before is not None and before.doings is stage.doings:
+            del head["doings"]
         stages.append({**head, "entries": changed, "gap": _gap(stage)})
     return {**whole, "stages": stages}
 

@@ -19,8 +19,12 @@ from voidbox_lab.spec.events import (
     AgentLog,
     AgentText,
     BoxBooted,
+    Denied,
+    Egress,
     Event,
+    FileKept,
     ModelCall,
+    Mounted,
     Notice,
     Queued,
     RunChanged,
@@ -30,6 +34,7 @@ from voidbox_lab.spec.events import (
     ToolResult,
 )
 from voidbox_lab.spec.run import AT_REST, TERMINAL, BoxFacts, CachedFrom, RunRecord, StageRecord, Tokens, Trouble
+from voidbox_lab.widgets.doings import Doings, did, left, recorded
 from voidbox_lab.widgets.text import Clip, clean, one_line
 from voidbox_lab.widgets.tool_words import arguments, summary
 
@@ -100,6 +105,8 @@ class StageView:
     """Used share of the guest's memory, 0 to 1."""
     memory_used_kb: int = 0
     memory_total_kb: int = 0
+    doings: Doings = field(default_factory=Doings)
+    """What it was denied, where it connected to, what it left."""
 
     @property
     def over(self) -> bool:
@@ -192,6 +199,7 @@ def _settle_stage(view: StageView, kept: StageRecord) -> StageView:
         attempt=kept.attempts,
         cached=kept.cached,
         output=_output(kept.output) if kept.output is not None else view.output,
+        doings=recorded(view.doings, kept),
     )
 
 
@@ -253,6 +261,7 @@ def _stage_changed(stage: StageView, body: StageChanged, at: float) -> StageView
         attempt=body.attempt or stage.attempt,
         cached=body.cached or stage.cached,
         output=_output(body.output) if body.output is not None else stage.output,
+        doings=left(stage.doings, body.files),
     )
 
 
@@ -324,6 +333,10 @@ def _model_call(stage: StageView, body: ModelCall, _at: float) -> StageView:
     )
 
 
+def _did(stage: StageView, body: Denied | Egress | FileKept | Mounted, _at: float) -> StageView:
+    return replace(stage, doings=did(stage.doings, body))
+
+
 def _telemetry(stage: StageView, body: Telemetry, _at: float) -> StageView:
     total = max(1, body.memory_total_kb)
     return replace(
@@ -346,6 +359,7 @@ _FOLDS: dict[type, Callable[[StageView, Any, float], StageView]] = {
     Notice: _notice,
     ModelCall: _model_call,
     Telemetry: _telemetry,
+    **dict.fromkeys((Denied, Egress, FileKept, Mounted), _did),
 }
 
 

@@ -71,18 +71,40 @@ function blockNode(block) {
   return table;
 }
 
+// One foldable group for each kind of doing; what the user opened or closed stays so.
+function doingsView() {
+  const root = make("div"), groups = new Map();
+  return {
+    root,
+    update(doings) {
+      for (const { kind, summary, lines } of doings) {
+        let node = groups.get(kind);
+        if (!node) {
+          groups.set(kind, node = make("details", "vbx-more vbx-doing"));
+          node.dataset.kind = kind;
+          node.open = kind === "denied";
+          node.append(make("summary"));
+          root.append(node);
+        }
+        put(node.firstChild, summary);
+        node.replaceChildren(node.firstChild, ...lines.map((line) => make("div", "vbx-line", line)));
+      }
+    },
+  };
+}
+
 function stageView() {
   const root = make("section", "vbx-stage"), head = make("div", "vbx-head"), log = make("div", "vbx-log vbx-live");
   const name = make("b"), state = make("span", "vbx-state"), badges = make("span"), facts = make("span", "vbx-facts");
   const cpu = meter(), memory = meter(), right = make("span", "vbx-right");
   const time = make("span", "vbx-time"), trouble = make("div", "vbx-trouble"), answer = make("div", "vbx-answer");
   const gap = make("div", "vbx-gap"), nodes = new Map();
-  const more = make("details", "vbx-more");
+  const more = make("details", "vbx-more"), doings = doingsView();
   more.append(make("summary", "", "transcript and answer"));
   badges.style.cssText = "display:inline-flex;gap:6px;flex-wrap:wrap";
   head.append(make("span", "vbx-dot"), name, state, badges, facts, right);
   right.append(cpu.root, memory.root, time);
-  root.append(head, log, answer, trouble);
+  root.append(head, log, answer, doings.root, trouble);
   show(answer, false);
   let stick = true;
   log.addEventListener("scroll", () => { stick = log.scrollHeight - log.scrollTop - log.clientHeight < 24; });
@@ -120,10 +142,11 @@ function stageView() {
         answer.replaceChildren(...(stage.answer ?? []).map(blockNode));
         show(answer, stage.answer);
       }
+      if (stage.doings !== undefined) doings.update(stage.doings);
       if (stage.folded && !more.parentNode) {
         // The run goes on: a step on the way makes room for the next one.
         more.append(log, answer);
-        root.insertBefore(more, trouble);
+        root.insertBefore(more, doings.root);
       }
       if (stick) log.scrollTop = log.scrollHeight;
     },
