@@ -40,15 +40,19 @@ MAY_USE: dict[str, set[str]] = {
         "vsock",
         "wire",
     },
+    "skills": {"spec"},
     "client": {"spec"},
-    "api": {"client", "spec", "observe"},
+    "api": {"client", "spec", "observe", "skills"},
     "widgets": {"client", "observe", "spec", "api"},
-    "magics": {"client", "widgets", "spec", "api"},
+    "magics": {"client", "widgets", "spec", "api", "skills"},
     "bench": {
         *("spec", "wire", "vsock", "images", "machines", "box", "agents", "engine", "store"),
         *("daemon", "client", "observe", "api"),
     },
-    "cli": {"client", "spec", "api", "images", "widgets", "observe", "daemon", "machines", "box", "bench"},
+    "cli": {
+        *("client", "spec", "api", "images", "widgets", "observe", "daemon", "machines", "box", "bench"),
+        "skills",
+    },
 }
 """Room to the rooms it may import, besides `COMMON`. The table in docs/architecture.md is this one in words."""
 

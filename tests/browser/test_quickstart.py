@@ -61,7 +61,7 @@ def test_the_quickstart_streams_and_its_numbers_hold(
     page.locator(".vbx[data-vbx=succeeded] .vbx-answer table").wait_for(timeout=RUN_S)
     page.get_by_text("(pandas)").first.wait_for(timeout=60_000)
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
-    page.locator(".vbx-more > summary").click()
+    page.locator(".vbx-more > summary", has_text="transcript").click()
     assert page.locator(".vbx-more .vbx-text").count() == 3, "the answer stands in the transcript, too"
     page.locator(".jp-Cell", has_text="%%voidbox stage").evaluate("cell => cell.scrollIntoView()")
     shots(page, "quickstart")

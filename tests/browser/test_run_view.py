@@ -86,6 +86,20 @@ def test_the_stop_button_cancels_the_run(lab: Any, page: Any, open_and_run: Any)
     assert page.get_by_text("Traceback").count() == 0
 
 
+def test_denials_and_connections_show_while_it_runs(lab: Any, page: Any, open_and_run: Any, shots: Any) -> None:
+    """Open where the policy forbade something, folded elsewhere; what the user folds stays so."""
+    cells = [SETUP, SKILL, stage("deeds"), "run = %voidbox run analyst"]
+    open_and_run(page, lab.write("deeds.ipynb", cells))
+    live = page.locator(".vbx[data-vbx=running] .vbx-doing")
+    page.locator(".vbx[data-vbx=running] .vbx-badge[data-kind=denied]").get_by_text("5 denied").wait_for()
+    page.locator("[data-kind=denied] .vbx-line").get_by_text("nc is not among the programs").wait_for()
+    live.get_by_text("2 connections, 1 denied").click()
+    page.locator("[data-kind=egress] .vbx-line").get_by_text("pypi.org:443 allowed").wait_for()
+    shots(page, "deeds")
+    page.locator(".vbx[data-vbx=succeeded] .vbx-doing[data-kind=files]").get_by_text("2 output files").wait_for()
+    assert page.locator(".vbx[data-vbx=succeeded] .vbx-doing[data-kind=denied][open]").count() == 1
+
+
 def test_guest_text_is_text(lab: Any, page: Any, open_and_run: Any) -> None:
     """What a guest says never becomes markup, neither live nor frozen."""
     cells = [SETUP, SKILL, stage("hostile"), "run = %voidbox run analyst"]

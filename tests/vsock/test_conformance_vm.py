@@ -16,6 +16,7 @@ from anyio.to_thread import run_sync
 from voidbox_lab import images
 from voidbox_lab.box import Box, Boxes, birth
 from voidbox_lab.settings import Settings
+from voidbox_lab.spec import Policy
 from voidbox_lab.vsock import Transport, kernel_available, open_kernel, start_user
 
 from . import conformance, guest_peer
@@ -25,13 +26,15 @@ pytestmark = [pytest.mark.anyio, pytest.mark.vm]
 BUSY = 2.0
 """Boxes here are emulated on shared cores: bulk transfers are half of what the fake guest gets."""
 PEER_S = 600.0
+VSOCK = Policy(syscalls=("af-vsock",))
+"""The peer in the box is the agent's, and by default it has no sockets of this family."""
 
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[Box]:
     """A box with `guest_peer` in it."""
     await run_sync(images.build, settings)
-    async with Boxes.here(settings) as made, await made.open(memory_mb=256) as box:
+    async with Boxes.here(settings) as made, await made.open(memory_mb=256, policy=VSOCK) as box:
         await box.put(Path(guest_peer.__file__), "/workspace/guest_peer.py")
         async with await box.start_exec(["python3", "-u", "/workspace/guest_peer.py"], timeout_s=PEER_S) as peer:
             said = b""

@@ -26,8 +26,9 @@ PEER_S = 900.0
 async def peer(shared: SharedBox) -> AsyncIterator[None]:
     """`guest_peer` serving in the box."""
     await shared.box.put(Path(guest_peer.__file__), "/workspace/guest_peer.py")
+    # As root: agents have no sockets of this family.
     command = ["python3", "-u", "/workspace/guest_peer.py"]
-    async with await shared.box.start_exec(command, timeout_s=PEER_S) as process:
+    async with await shared.box.start_exec(command, user="root", cwd="/", timeout_s=PEER_S) as process:
         said = b""
         with anyio.fail_after(120):
             while b"LISTENING" not in said:
