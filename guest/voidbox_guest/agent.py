@@ -11,6 +11,7 @@ from wire import protocol as p
 from . import supervisor
 from .bundles import Bundles
 from .calls import Call, Handler, OpError
+from .capture import Capture
 from .files import Files
 from .loop import READ, Loop
 from .places import Places
@@ -76,6 +77,7 @@ class Agent:
         files = Files(switch_user=privileged)
         volumes = Volumes(privileged=privileged)
         bundles = Bundles(self._loop, policy.places)
+        proxy = Proxy(self._loop, dial)
         self._server = Server(
             self._loop,
             sock,
@@ -93,7 +95,8 @@ class Agent:
                 p.OP_TELEMETRY: Telemetry(self._loop, self._commands.look).operation,
                 p.OP_POLICY: policy.operation,
                 p.OP_IDENTITY: self._identity,
-                p.OP_PROXY: Proxy(self._loop, dial).operation,
+                p.OP_PROXY: proxy.operation,
+                p.OP_CAPTURE: Capture(self._loop, proxy, privileged=privileged).operation,
                 p.OP_MOUNT: volumes.mount,
                 p.OP_UNMOUNT: volumes.unmount,
                 p.OP_SHUTDOWN: self._shutdown,

@@ -21,6 +21,7 @@ _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _UMOUNT_NOFOLLOW, _FIFREEZE = 8, 0xC0045877
 _RB_POWER_OFF = 0x4321FEDC
+_FINIT_MODULE = 313  # x86-64; 273 on arm64
 
 
 def check(result: int, what: str) -> int:
@@ -94,6 +95,11 @@ def add_entropy(entropy: bytes) -> None:
         ioctl(fd, _RNDRESEEDCRNG)
     finally:
         os.close(fd)
+
+
+def load_module(fd: int) -> None:
+    """Load the kernel module in the file `fd` (finit_module(2)). Raises OSError."""
+    check(syscall(_FINIT_MODULE, fd, b"", 0), "finit_module")
 
 
 def loopback_up() -> None:

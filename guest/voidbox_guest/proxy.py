@@ -1,13 +1,14 @@
 """The ways to the host's gateway and egress proxy: TCP on 127.0.0.1 inside the box, spliced to vsock connections.
 
-Bytes only, no HTTP: what may pass is the host's business. Each direction holds at most one buffer, so a slow
-side slows the other instead of filling memory.
+Bytes only: what may pass is the host's business. The one exception are connections that meant to go elsewhere
+(`capture`): the host's proxy is asked with a CONNECT on their behalf, and they are joined to what it opens. Each
+direction holds at most one buffer, so a slow side slows the other instead of filling memory.
 """
 
 from __future__ import annotations
 
 import os
-from _socket import AF_INET, SO_ERROR, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET
+from _socket import AF_INET, SO_ERROR, SO_LINGER, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET
 from _socket import socket as raw_socket
 from errno import EAGAIN, EINPROGRESS
 
@@ -23,9 +24,16 @@ if TYPE_CHECKING:
 
     from .loop import Loop, Timer
 
+    Meant = Callable[[raw_socket], str]
+    """Where a connection that came in meant to go, as HOST:PORT. Raises OSError: nobody can tell."""
+
 BUFFER = 64 * 1024
 CONNECT_S = 10.0
 """Seconds the host gets to take a connection."""
+ANSWER_S = 40.0
+"""Seconds it gets to answer a CONNECT; its own bounds are shorter."""
+MAX_HEAD = 8192
+"""Bytes of that answer's head."""
 SHUT_WR = 1
 
 
@@ -40,6 +48,12 @@ class Proxy:
         """Listen on `listen` (0: any) and carry every connection to the host's `port`; replaces what was there."""
         listen = call.integer("listen", PROXY_PORT, 0, 65535)
         port = call.integer("port", 0, 1, 0xFFFFFFFE)
+        return {"listen": self.open(listen, port)}
+
+    def open(self, listen: int, port: int, meant: Meant | None = None) -> int:
+        """Listen on `listen`; with `meant`, ask the host's proxy for where each connection meant to go.
+
+        Raises OpError."""
         if listen in self._doors:
             self._doors.pop(listen).close()
         if len(self._doors) >= MAX_PROXIES:
@@ -56,15 +70,17 @@ class Proxy:
                 BUSY, f"127.0.0.1:{listen} cannot be listened on: {os.strerror(error.errno or 0)}"
             ) from None
         listen = listener.getsockname()[1]
-        self._doors[listen] = _Door(self._loop, listener, port, self._dial)
-        return {"listen": listen}
+        self._doors[listen] = _Door(self._loop, listener, lambda: self._dial(port), meant)
+        return int(listen)
 
 
 class _Door:
     """One listener and what came in by it: a crowd at one port does not keep anybody from another."""
 
-    def __init__(self, loop: Loop, listener: raw_socket, port: int, dial: Callable[[int], raw_socket]) -> None:
-        self._loop, self._listener, self._port, self._dial = loop, listener, port, dial
+    def __init__(
+        self, loop: Loop, listener: raw_socket, dial: Callable[[], raw_socket], meant: Meant | None
+    ) -> None:
+        self._loop, self._listener, self._dial, self._meant = loop, listener, dial, meant
         self._splices: set[_Splice] = set()
         loop.watch(listener.fileno(), READ, self._accept)
 
@@ -83,11 +99,20 @@ class _Door:
             if len(self._splices) >= MAX_PROXIED:
                 raise OSError("too many connections")
             inner.setblocking(False)
-            outer = self._dial(self._port)
+            target = self._meant(inner) if self._meant is not None else ""
+            outer = self._dial()
         except OSError:
-            inner.close()  # the client sees a reset, as from a gateway that is down
+            reset(inner)  # as from a gateway that is down
             return
-        self._splices.add(_Splice(self._loop, inner, outer, self._splices.discard))
+        self._splices.add(_Splice(self._loop, inner, outer, self._splices.discard, target))
+
+
+def reset(sock: raw_socket) -> None:
+    """Close `sock` so that its peer sees a reset, not an end (SO_LINGER of no time, socket(7))."""
+    try:
+        sock.setsockopt(SOL_SOCKET, SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    finally:
+        sock.close()
 
 
 def dial_vsock(port: int) -> raw_socket:
@@ -106,14 +131,29 @@ def dial_vsock(port: int) -> raw_socket:
 
 
 class _Splice:
-    """Two sockets, two buffers, half-close carried over."""
+    """Two sockets, two buffers, half-close carried over.
 
-    def __init__(self, loop: Loop, inner: raw_socket, outer: raw_socket, done: Callable[[_Splice], None]) -> None:
+    With a `target`, the outer one is asked for it first (CONNECT, RFC 9110 section 9.3.6). A refusal is a reset.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        inner: raw_socket,
+        outer: raw_socket,
+        done: Callable[[_Splice], None],
+        target: str = "",
+    ) -> None:
         self._loop, self._done = loop, done
         self._sockets = (inner, outer)
         self._fds = (inner.fileno(), outer.fileno())
         self._buffers: list[bytes | memoryview] = [b"", b""]
         """What was read from each socket and not yet written to the other."""
+        self._head: bytes | None = None
+        """As much as there is of the answer to the CONNECT; None: none is awaited."""
+        if target:
+            self._buffers[0] = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode("ascii")
+            self._head = b""
         self._ended = [False, False]
         self._shut = [False, False]
         self._connected = False
@@ -140,10 +180,11 @@ class _Splice:
         self._connected = True
         if self._timer is not None:
             self._timer.cancel()
+        self._timer = self._loop.after(ANSWER_S, self._close) if self._head is not None else None
         self._loop.watch(self._fds[0], READ, lambda events: self._ready(0, events))
 
     def _read(self, side: int) -> None:
-        if self._buffers[side] or self._ended[side]:
+        if not self._wanted(side):
             return
         try:
             data = self._sockets[side].recv(BUFFER)
@@ -151,10 +192,27 @@ class _Splice:
             if error.errno == EAGAIN:
                 return
             raise
-        if data:
+        if side == 1 and self._head is not None:
+            self._answer(data)
+        elif data:
             self._buffers[side] = data
         else:
             self._ended[side] = True
+
+    def _wanted(self, side: int) -> bool:
+        """Whether to read from a socket: not before the last of it went on, nor what would outrun the answer."""
+        return not (self._buffers[side] or self._ended[side] or (side == 0 and self._head is not None))
+
+    def _answer(self, data: bytes) -> None:
+        """Take some of the answer to the CONNECT. Raises OSError: it is a refusal, or none."""
+        head, end, rest = ((self._head or b"") + data).partition(b"\r\n\r\n")
+        if not data or len(head) > MAX_HEAD or (end and head[:12] not in (b"HTTP/1.1 200", b"HTTP/1.0 200")):
+            raise OSError("the host's proxy refused")
+        self._head = None if end else head
+        if end:
+            self._buffers[1] = rest
+            if self._timer is not None:
+                self._timer.cancel()
 
     def _write(self, side: int) -> None:
         """Pass on what was read from the other socket."""
@@ -178,7 +236,7 @@ class _Splice:
             return
         for side in (0, 1):
             events = 0
-            if not self._buffers[side] and not self._ended[side]:
+            if self._wanted(side):
                 events |= READ
             if self._buffers[1 - side]:
                 events |= WRITE
@@ -190,7 +248,11 @@ class _Splice:
     def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        for sock, fd in zip(self._sockets, self._fds, strict=True):
+        inner, outer = self._sockets
+        for fd in self._fds:
             self._loop.forget(fd)
-            sock.close()
+        if self._head is not None:
+            reset(inner)
+        inner.close()
+        outer.close()
         self._done(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -73,8 +74,8 @@ async def backend() -> AsyncIterator[LiveBackend]:
 
 
 @asynccontextmanager
-async def answering(heard: list[bytes]) -> AsyncIterator[int]:
-    """An HTTP server at `HERE`; its port."""
+async def answering(heard: list[bytes], where: str = HERE) -> AsyncIterator[int]:
+    """An HTTP server at the address `where`; its port."""
 
     async def serve(stream: SocketStream) -> None:
         async with stream:
@@ -84,7 +85,7 @@ async def answering(heard: list[bytes]) -> AsyncIterator[int]:
             heard.append(head)
             await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY))
 
-    async with await anyio.create_tcp_listener(local_host=HERE) as listener, anyio.create_task_group() as tasks:
+    async with await anyio.create_tcp_listener(local_host=where) as listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, serve)
         yield listener.extra(anyio.abc.SocketAttribute.local_port)
         tasks.cancel_scope.cancel()
@@ -174,3 +175,89 @@ async def test_a_box_that_goes_takes_its_connections_along(backend: LiveBackend)
         assert (event.verdict, event.rule, event.bytes_out) == ("allowed", f"{HERE}:{port}", 5)
         assert event.reason
         tasks.cancel_scope.cancel()
+
+
+OPEN_SCRIPT = """
+import json, os, socket, sys, urllib.request
+
+name, port = sys.argv[1], int(sys.argv[2])
+for variable in [v for v in os.environ if v.lower().endswith("_proxy")]:
+    del os.environ[variable]
+said = {"cards": os.listdir("/sys/class/net")}
+
+def get(what, url):
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        said[what] = len(answer.read())
+
+def reach(what, host, port):
+    try:
+        with socket.create_connection((host, port), timeout=60) as sock:
+            said[what] = [sock.getpeername()[0], sock.recv(100).decode()]
+    except OSError as e:
+        said[what] = type(e).__name__
+
+get("name", f"http://{name}:{port}/")
+said["stand-in"] = socket.gethostbyname(name)
+reach("denied", "10.0.2.2", 22)
+reach("metadata", "169.254.169.254", 80)
+reach("no such port", name, port + 1)
+reach("itself", "127.0.0.1", 8131)
+reach("nothing stands for it", "198.19.0.1", 80)
+query = b"\\x12\\x34\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\7example\\3org\\0\\0\\1\\0\\1"
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    asking.settimeout(10)
+    asking.connect(("8.8.8.8", 53))
+    asking.send(query)
+    said["server"] = asking.recv(512)[-4:].hex()
+try:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.settimeout(10)
+        asking.connect(("8.8.8.8", 123))
+        asking.send(b"time?")
+        said["datagram"] = asking.recv(512).hex()
+except OSError as e:
+    said["datagram"] = type(e).__name__
+print(json.dumps(said))
+"""
+
+
+async def test_an_open_network_needs_no_proxy_and_no_card(backend: LiveBackend) -> None:
+    """Programs that know of no proxy get where the policy lets them, by name and by address; each connection is
+    judged and told on the host all the same."""
+    heard: list[bytes] = []
+    events: list[Body] = []
+    name = socket.gethostname()
+    address = socket.gethostbyname(name)
+
+    async def emit(body: Body) -> None:
+        events.append(body)
+
+    async def moved(_: Progress) -> None:
+        pass
+
+    async with answering(heard, address) as port:
+        box = VoidBoxSpec(
+            name="open",
+            command=("python3", "-c", OPEN_SCRIPT, name, str(port)),
+            policy=Policy(network="open", egress=(f"{address}:{port}",)),
+        )
+        host = Host(boxes=backend, adapter=backend.adapter, session=backend.session)
+        with anyio.fail_after(200):
+            result = await run_stage(StageJob("run-1", Stage(box=box), {}, {}), host, emit, moved)
+    said = json.loads(result.text)
+    assert said["cards"] == ["lo"]
+    assert said["name"] == len(BODY)
+    assert heard[0].startswith(b"GET / HTTP/1.1\r\n")
+    assert said["stand-in"].startswith("198.18.")
+    assert said["server"].startswith("c612")
+    for what in ("denied", "metadata", "no such port", "itself", "nothing stands for it"):
+        assert said[what] == "ConnectionResetError", what
+    assert said["datagram"] in {"ConnectionRefusedError", "TimeoutError"}
+    connections = [(e.host, e.port, e.verdict, e.rule) for e in events if isinstance(e, Egress)]
+    assert connections == [
+        (name, port, "allowed", f"{address}:{port}"),
+        ("10.0.2.2", 22, "denied", "private-address"),
+        ("169.254.169.254", 80, "denied", "private-address"),
+        (name, port + 1, "denied", "private-address"),
+    ]
+    assert next(d.subject for d in events if isinstance(d, Denied)) == "10.0.2.2:22"

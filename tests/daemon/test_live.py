@@ -13,7 +13,7 @@ import pytest
 from tests.gateway.upstream_server import KEY, bench
 from voidbox_lab.daemon import live
 from voidbox_lab.engine import StageJob
-from voidbox_lab.errors import ProviderError, UserError
+from voidbox_lab.errors import ProviderError
 from voidbox_lab.gateway import app
 from voidbox_lab.spec import Model, Policy, Rootfs, Stage, VoidBoxSpec
 
@@ -76,18 +76,6 @@ async def test_a_lost_connection_is_retired_and_the_box_opened_over_a_new_one(
         assert [h.closed for h in made] == [True, False]
         backend.close()
     assert [h.closed for h in made] == [True, True]
-
-
-async def test_a_network_card_is_refused_for_what_it_is() -> None:
-    """Before anything is opened, for stages and for boxes of none."""
-    nothing: Any = None
-    async with anyio.create_task_group() as tasks:
-        backend = live.LiveBackend(nothing, nothing, tasks)
-        policy = Policy(network="open")
-        with pytest.raises(UserError, match="use 'monitored'"):
-            backend.check(VoidBoxSpec(name="one", command=("true",), policy=policy))
-        with pytest.raises(UserError, match="use 'monitored'"):
-            await backend.open(memory_mb=512, vcpus=1, rootfs=nothing, gateway_socket=None, policy=policy)
 
 
 async def test_a_stage_is_over_only_when_its_model_calls_are_metered(tmp_path: Path) -> None:

@@ -169,8 +169,9 @@ async def test_proxy_without_a_gateway_resets(box: Box) -> None:
     """Nothing listens on the host: the client is told at once."""
     port = (await box._connection.request("proxy", listen=0, port=78))["listen"]
     with anyio.fail_after(5):
-        async with await anyio.connect_tcp("127.0.0.1", port) as client:
-            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+        # It may have come before the client's socket is set up.
+        with pytest.raises((anyio.BrokenResourceError, OSError)):
+            async with await anyio.connect_tcp("127.0.0.1", port) as client:
                 await client.receive()
     await box.ping()
 

@@ -32,10 +32,11 @@ def _make(settings: Settings, label: str = "one", name: str = "default") -> Imag
     """A published image whose kernel and guest layer are its own; the rest is the same for all."""
     store = Store(settings.cache)
     manifest = {
-        "version": 1,
+        "version": 2,
         "kernel": _blob(store, "kernels", f"kernel {label}"),
         "kernel_release": "6.1.0-test",
         "initrd": _blob(store, "initrds", "initrd"),
+        "modules": _blob(store, "modules", "modules"),
         "scratch": _blob(store, "scratch", "scratch"),
         "layers": [
             _blob(store, "layers", "distribution") | {"name": "distribution"},

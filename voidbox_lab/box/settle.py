@@ -52,6 +52,8 @@ async def settle(
     if egress is not None:
         port = await birth.let_out(egress)
         calls.append(connection.open(p.OP_PROXY, listen=p.EGRESS_PORT, port=port))
+        if policy.network == "open":
+            calls.append(connection.open(p.OP_CAPTURE, port=port))
         box.environment = ENVIRONMENT
     calls.append(connection.open(p.OP_PING))
     # Before the policy, which may name programs on a volume.

@@ -90,7 +90,6 @@ class LiveBackend:
     def check(self, box: VoidBoxSpec, *, priced: bool = False) -> None:
         """See `Backend`."""
         adapter = agents.adapter(box.adapter)
-        _check_network(box.effective_policy)
         if box.model is not None:
             self._gateway.check(box.model, Keys(self._keys), adapter.api)
             if priced and cost_usd(box.model, Tokens(input=1)) is None:
@@ -135,7 +134,6 @@ class LiveBackend:
         egress: Record | None = None,
     ) -> Box:
         """See `Backend`."""
-        _check_network(policy)
         for last in (False, True):
             opened = await self._open()
             try:
@@ -233,15 +231,6 @@ class LiveBackend:
         finally:
             with anyio.CancelScope(shield=True):
                 await hypervisor.aclose()
-
-
-def _check_network(policy: Policy) -> None:
-    if policy.network == "open":
-        raise UserError(
-            "The network 'open' needs a network card in the box, which this release has none of; "
-            "use 'monitored', which reaches every public host and port through the proxy.",
-            cause="network-open",
-        )
 
 
 async def _logged(body: Body) -> None:

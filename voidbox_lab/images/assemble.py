@@ -7,7 +7,9 @@ made anew, with nothing to remember. `build` puts the steps together.
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from voidbox_lab.spec.digest import digest_bytes
 
 _HERE = Path(__file__).parent
 GUEST_CODE = "usr/lib/voidbox"
+NETWORK = f"{GUEST_CODE}/net"
+"""Where the guest agent finds the kernel modules of `network_files`."""
 _APPLETS = ("sh", "mount", "insmod", "switch_root", "poweroff")
 
 
@@ -90,9 +94,9 @@ def guest_files() -> dict[str, bytes]:
     return files
 
 
-def guest_layer(store: Store, recipe: Recipe, distribution: Blob, report: Report) -> Blob:
+def guest_layer(store: Store, recipe: Recipe, distribution: Blob, modules: Blob, report: Report) -> Blob:
     """The small layer with our own code, apart from the big one so that editing it costs a second."""
-    files = guest_files()
+    files = guest_files() | network_files(store, modules)
 
     def make(target: Path) -> None:
         report(Progress("guest", "Packing the guest agent"))
@@ -128,8 +132,8 @@ def kernel_and_initramfs(
     debs: dict[Package, Path],
     busybox: Package,
     report: Report,
-) -> tuple[Blob, Blob, str]:
-    """(kernel, initramfs, kernel release) from the kernel's packages and the static shell's."""
+) -> tuple[Blob, Blob, Blob, str]:
+    """(kernel, initramfs, later modules, kernel release) from the kernel's packages and the static shell's."""
     init = (data_dir("guest") / "image" / "init").read_bytes()
     release = ""
     common = {"packages": [p.to_dict() for p in packages]}
@@ -152,12 +156,21 @@ def kernel_and_initramfs(
                 raise ProviderError(f"The kernel packages hold {len(images)} kernels where one is needed.")
             target.write_bytes(kernel.extract_vmlinux(images[0].read_bytes()))
 
+        def ordered(wanted: Sequence[str], loaded: Sequence[str] = ()) -> tuple[tuple[str, bytes], ...]:
+            modules_dir = _modules_dir(unpacked(directory))
+            files = _Modules(kernel.index_modules(modules_dir))
+            return kernel.load_order(wanted, files, kernel.builtin_modules(modules_dir) | set(loaded))
+
+        def make_modules(target: Path) -> None:
+            early = [name for name, _ in ordered(recipe.kernel.modules)]
+            with tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for n, (name, data) in enumerate(ordered(recipe.kernel.network, early)):
+                    member = tarfile.TarInfo(f"{n:02}-{name}.ko")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
         def make_initramfs(target: Path) -> None:
-            root = unpacked(directory)
-            modules_dir = _modules_dir(root)
-            index = kernel.index_modules(modules_dir)
-            files = _Modules(index)
-            order = kernel.load_order(recipe.kernel.modules, files, kernel.builtin_modules(modules_dir))
+            order = ordered(recipe.kernel.modules)
             report(Progress("initramfs", f"Packing the initramfs with {len(order)} modules"))
             shell = directory / "shell"
             shell.mkdir()
@@ -177,8 +190,29 @@ def kernel_and_initramfs(
             "modules": recipe.kernel.modules,
         }
         initrd_blob = store.step(inputs | common, "initrds", make_initramfs)
+        inputs = {
+            "how": how("kernel", "unpack"),
+            "early": recipe.kernel.modules,
+            "modules": recipe.kernel.network,
+        }
+        modules_blob = store.step(inputs | common, "modules", make_modules)
     release = kernel_release(packages)
-    return kernel_blob, initrd_blob, release
+    return kernel_blob, initrd_blob, modules_blob, release
+
+
+def network_files(store: Store, modules: Blob) -> dict[str, bytes]:
+    """Path in the guest to content, for the kernel modules that the guest agent loads for a network of its own.
+
+    Raises:
+        ProviderError: the file in the cache is damaged.
+    """
+    try:
+        with tarfile.open(store.path(modules), "r:") as tar:
+            return {f"{NETWORK}/{m.name}": tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]  # files all
+    except (OSError, tarfile.TarError):
+        raise ProviderError(
+            "The kernel's modules in the image cache are damaged; run `voidbox image build`.", cause="cache"
+        ) from None
 
 
 def kernel_release(packages: Sequence[Package]) -> str:

@@ -17,7 +17,7 @@ from voidbox_lab.images.store import Blob, Store, is_digest, write
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec.digest import canonical_json, digest_json
 
-_MANIFEST_VERSION = 1
+_MANIFEST_VERSION = 2
 MAX_DISKS = 19
 """Read-only disks of a box: with the scratch disk the letters that the initramfs knows."""
 
@@ -50,16 +50,17 @@ def build(
         report(Progress("download", f"Checking {len(wanted)} package files"))
         debs = apt.fetch(sorted(wanted), advance)
         distribution = assemble.distribution_layer(store, recipe, lock["packages"], debs, report)
-        guest = assemble.guest_layer(store, recipe, distribution, report)
-        kernel, initrd, release = assemble.kernel_and_initramfs(
+        kernel, initrd, modules, release = assemble.kernel_and_initramfs(
             store, recipe, lock["kernel"], debs, lock["initramfs"][0], report
         )
+        guest = assemble.guest_layer(store, recipe, distribution, modules, report)
         scratch = assemble.scratch_template(store, recipe, report)
         manifest = {
             "version": _MANIFEST_VERSION,
             "kernel": asdict(kernel),
             "kernel_release": release,
             "initrd": asdict(initrd),
+            "modules": asdict(modules),
             "scratch": asdict(scratch),
             "layers": [asdict(distribution) | {"name": "distribution"}, asdict(guest) | {"name": "guest"}],
             "arguments": list(BASE_ARGUMENTS),
@@ -193,7 +194,7 @@ def blobs(manifest: dict[str, Any]) -> list[tuple[str, Blob]]:
     """The files that a manifest names, each with a word for people."""
     disks = (*manifest["layers"], *manifest.get("mounts", []))
     named = [(f"layer {d['name']}", Blob.from_dict(d)) for d in disks]
-    return [(k, Blob.from_dict(manifest[k])) for k in ("kernel", "initrd", "scratch")] + named
+    return [(k, Blob.from_dict(manifest[k])) for k in ("kernel", "initrd", "modules", "scratch")] + named
 
 
 def _lock(

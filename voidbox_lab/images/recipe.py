@@ -39,11 +39,12 @@ class PackagesPart(_Part):
 
 
 class KernelPart(_Part):
-    """Which kernel it boots, and the modules it loads before its root is there."""
+    """Which kernel it boots, the modules it loads before its root is there, and those for a network of its own."""
 
     packages: tuple[_Name, ...]
     take: tuple[_Name, ...]
     modules: tuple[_Module, ...]
+    network: tuple[_Module, ...] = ()
 
 
 class InitramfsPart(_Part):

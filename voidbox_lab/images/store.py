@@ -32,8 +32,14 @@ from voidbox_lab.errors import LimitExceeded, ProviderError
 from voidbox_lab.images import tools
 from voidbox_lab.spec.digest import canonical_json, digest_file, digest_json
 
-BlobKind = Literal["layers", "kernels", "initrds", "scratch"]
-SUFFIX: dict[BlobKind, str] = {"layers": ".squashfs", "kernels": ".elf", "initrds": ".cpio", "scratch": ".img"}
+BlobKind = Literal["layers", "kernels", "initrds", "modules", "scratch"]
+SUFFIX: dict[BlobKind, str] = {
+    "layers": ".squashfs",
+    "kernels": ".elf",
+    "initrds": ".cpio",
+    "modules": ".tar",
+    "scratch": ".img",
+}
 LOCK_TIMEOUT_S = 1800.0
 _BLOCK = 4096
 

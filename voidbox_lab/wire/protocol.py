@@ -22,6 +22,7 @@ telemetry    ``interval_s``                                               EVENT 
 policy       ``commands, read, write, places, syscalls, rlimits, caps``   ``landlock, seccomp``
 identity     ``hostname, time_ns, entropy``                               -
 proxy        ``listen, port``                                             ``listen``
+capture      ``port``                                                     -
 mount        ``serial, path, read_only``                                  -
 unmount      -                                                            -; all commands are dead then
 shutdown     -                                                            -, then power off
@@ -40,6 +41,7 @@ OP_LIST, OP_REMOVE, OP_TELEMETRY, OP_POLICY = "list", "remove", "telemetry", "po
 OP_IDENTITY, OP_PROXY, OP_SHUTDOWN = "identity", "proxy", "shutdown"
 OP_MOUNT, OP_UNMOUNT = "mount", "unmount"
 OP_PACK, OP_UNPACK = "pack", "unpack"
+OP_CAPTURE = "capture"
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 """Channels. File contents travel on channel 0."""
@@ -92,6 +94,8 @@ PROXY_PORT = 8129
 """Where the guest's proxy listens on 127.0.0.1 unless told otherwise: the way to the model's gateway."""
 EGRESS_PORT = 8130
 """Where it listens for the way to the egress proxy, in boxes whose network is not ``none``."""
+CAPTURE_PORT = 8131
+"""Where what meant to go elsewhere arrives, in boxes whose network is ``open``."""
 AGENT_UID = 1000
 """uid and gid of everything the agent runs."""
 AGENT_HOME = "/home/agent"

@@ -15,7 +15,7 @@ from voidbox_lab.errors import ProviderError
 from voidbox_lab.images import bytecode, squashfs, tools, unpack
 from voidbox_lab.images import recipe as recipes
 from voidbox_lab.images.apt import Apt, Package
-from voidbox_lab.images.assemble import GUEST_CODE, guest_files, how
+from voidbox_lab.images.assemble import GUEST_CODE, guest_files, how, network_files
 from voidbox_lab.images.model import Progress, Report
 from voidbox_lab.images.rootfs import FILES
 from voidbox_lab.images.store import Blob, Store
@@ -55,8 +55,8 @@ def runtime_layer(store: Store, base: dict[str, Any], report: Report) -> Blob:
         Unavailable: a tool is missing, or a package cannot be had.
     """
     recipe = recipes.load("default")
-    distribution, busybox = _parts(base)
-    files = _files()
+    distribution, modules, busybox = _parts(base)
+    files = _files() | network_files(store, modules)
 
     def make(target: Path) -> None:
         report(Progress("guest", "Packing the guest agent for images of others"))
@@ -86,21 +86,22 @@ def runtime_layer(store: Store, base: dict[str, Any], report: Report) -> Blob:
 
 def inputs(base: dict[str, Any]) -> dict[str, Any]:
     """What the layer depends on, for `Store.step`."""
-    distribution, busybox = _parts(base)
+    distribution, modules, busybox = _parts(base)
     return {
         "how": how("bytecode", "squashfs", "unpack", "rootfs", "oci/runtime"),
         "mksquashfs": squashfs.version(),
         "distribution": distribution.digest,
+        "modules": modules.digest,
         "busybox": busybox.to_dict(),
         "files": {name: digest_bytes(data) for name, data in _files().items()},
         "compression": recipes.load("default").image.compression,
     }
 
 
-def _parts(base: dict[str, Any]) -> tuple[Blob, Package]:
+def _parts(base: dict[str, Any]) -> tuple[Blob, Blob, Package]:
     try:
         layer = next(d for d in base["layers"] if d["name"] == "distribution")
-        return Blob.from_dict(layer), Package(**base["packages"]["initramfs"][0])
+        return Blob.from_dict(layer), Blob.from_dict(base["modules"]), Package(**base["packages"]["initramfs"][0])
     except (StopIteration, LookupError, TypeError):
         raise ProviderError(
             "The default image was not built as expected; run `voidbox image build`.", cause="image-damaged"
