@@ -140,6 +140,7 @@ def test_policy_mounts_and_files_of_skills_reach_the_run(
         ("%%voidbox skill x --mcp a\nText", "has no text of its own"),
         ("%voidbox skill x --remote nowhere", "is not a remote skill"),
         ("%%voidbox stage x --model scripted:q --mount nowhere:/a\nDo.", "There is no folder 'nowhere' to mount"),
+        ("%%voidbox stage x --model scripted:q --mount :/a\nDo.", "is not an absolute path of a folder"),
         ("%%voidbox stage x --model scripted:q --network allowlist\nDo.", "egress names no host"),
         ("%%voidbox stage x --model scripted:q --network all\nDo.", "invalid choice: 'all'"),
     ],

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from voidbox_lab.cli import complete
-from voidbox_lab.cli.output import Json, out, print_json, size, visible
+from voidbox_lab.cli.output import Json, out, print_json, visible
 from voidbox_lab.cli.which import connected, stage_of, whole_id
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec import InputFile
+from voidbox_lab.widgets.quantities import size
 
 MAX_NAMED = 8
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from voidbox_lab.cli import complete
-from voidbox_lab.cli.output import Json, ago, duration, err, out, print_json, size, working
+from voidbox_lab.cli.output import Json, ago, duration, err, out, print_json, working
 from voidbox_lab.errors import ProviderError
 from voidbox_lab.settings import Settings
+from voidbox_lab.widgets.quantities import size
 
 if TYPE_CHECKING:
     from voidbox_lab import images

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from voidbox_lab.cli.output import ago, size, visible
+from voidbox_lab.cli.output import ago, visible
 from voidbox_lab.spec.events import (
     AgentLog,
     AgentText,
@@ -31,6 +31,7 @@ from voidbox_lab.spec.events import (
     ToolResult,
 )
 from voidbox_lab.spec.run import BoxFacts, Tokens, Trouble
+from voidbox_lab.widgets.quantities import size
 
 MAX_LINE = 4000
 """Longest line of text, in characters; a longer one goes on in the next."""

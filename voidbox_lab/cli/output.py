@@ -139,12 +139,3 @@ def duration(text: str, option: str) -> float:
 def dollars(cost: float | None) -> str:
     """A cost for people; None is *unpriced*, never nothing."""
     return "unpriced" if cost is None else f"${cost:.4f}"
-
-
-def size(count: float) -> str:
-    """Bytes for people, in powers of 1024."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1024 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError

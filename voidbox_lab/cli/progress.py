@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from voidbox_lab.widgets.display import Cancel
-from voidbox_lab.widgets.present import cost, seconds
+from voidbox_lab.widgets.quantities import cost, seconds
 from voidbox_lab.widgets.text import one_line
 from voidbox_lab.widgets.view_state import Entry, StageView, ViewState
 

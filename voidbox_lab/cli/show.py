@@ -14,11 +14,12 @@ from rich.table import Table
 
 from voidbox_lab.cli import complete
 from voidbox_lab.cli.loglines import box, spent, tokens
-from voidbox_lab.cli.output import Json, ago, dollars, err, out, print_json, size, visible
+from voidbox_lab.cli.output import Json, ago, dollars, err, out, print_json, visible
 from voidbox_lab.cli.which import RunRef, connected, stage_of, whole_id
 from voidbox_lab.client import Client
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec import TERMINAL, Budget, InputFile, RunRecord, StageRecord
+from voidbox_lab.widgets.quantities import size
 
 MAX_BLOCKS = 12
 """Stages told of one by one; more are a table."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from voidbox_lab.cli import complete
-from voidbox_lab.cli.output import Json, out, print_json, size
+from voidbox_lab.cli.output import Json, out, print_json
 from voidbox_lab.errors import UserError
 from voidbox_lab.settings import Settings
+from voidbox_lab.widgets.quantities import size
 
 if TYPE_CHECKING:
     from voidbox_lab.machines import Volume, Volumes

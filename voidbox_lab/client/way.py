@@ -43,6 +43,10 @@ class Way:
 
     def async_client(self) -> httpx.AsyncClient:
         """One for an event loop."""
+        if self.socket is not None:
+            from voidbox_lab.client.unix import UnixTransport  # httpcore: for whoever connects, as in httpx itself
+
+            return httpx.AsyncClient(transport=UnixTransport(self.socket), **self._options())
         return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(**self._transport()), **self._options())
 
     def _transport(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
-from voidbox_lab.api import Run, failure, named, submitted
+from voidbox_lab.api import Run, absolute_mount, failure, named, submitted
 from voidbox_lab.client import AsyncClient
 from voidbox_lab.errors import Cancelled, UserError, VoidboxError
 from voidbox_lab.magics import pipeline
@@ -260,12 +260,11 @@ def _policy(options: argparse.Namespace) -> Policy:
 
 
 def _mount(option: str) -> str:
-    """A mount with its folder absolute; relative to where the notebook is."""
-    folder, colon, rest = option.partition(":")
-    path = Path(folder).expanduser().absolute()
-    if colon and not path.is_dir():
+    """`absolute_mount` of a folder that is there."""
+    folder, colon, _ = option.partition(":")
+    if folder and colon and not Path(folder).expanduser().is_dir():
         raise UserError(f"There is no folder {folder!r} to mount (looked in {Path.cwd()}); check the path.")
-    return f"{path}{colon}{rest}" if colon else option
+    return absolute_mount(option)
 
 
 def _skill_files(boxes: Iterable[VoidBoxSpec]) -> dict[str, bytes]:

@@ -151,7 +151,7 @@ class Denied(Frozen):
     type: Literal["denied"] = "denied"
     rule: str = Field(max_length=100)
     """The rule's name: a field of the policy, and in it what was hit: ``commands``, ``syscalls.ptrace``,
-    ``write``, ``caps.pids``, ``egress``."""
+    ``write``, ``caps.pids``, ``egress``; ``request`` of a malformed one."""
     subject: str = Field(max_length=1000)
     """What it was about: a path, a system call, HOST:PORT."""
     message: str = Field(max_length=1000)
@@ -170,7 +170,7 @@ class Egress(Frozen):
     """As the guest named it."""
     port: int
     verdict: Literal["allowed", "denied", "failed"]
-    """``failed``: allowed, but the other side could not be reached."""
+    """``failed``: not denied, but the other side was not reached or did not answer as it should."""
     rule: str = Field("", max_length=320)
     """The pattern or profile that decided."""
     address: str | None = None

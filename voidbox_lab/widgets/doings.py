@@ -13,6 +13,7 @@ from typing import Any
 from voidbox_lab.spec.events import Denied, Egress, FileKept, Mounted
 from voidbox_lab.spec.file import InputFile
 from voidbox_lab.spec.run import StageRecord
+from voidbox_lab.widgets.quantities import count, size
 from voidbox_lab.widgets.text import one_line
 
 MAX_DENIALS = 6
@@ -145,7 +146,7 @@ def connection(body: Egress) -> str:
 def mounted(body: Mounted) -> str:
     """A folder's coming or going on one line."""
     way = "brought back" if body.direction == "out" else "mounted"
-    return one_line(f"{body.mount} {way}: {_count(body.files, 'file')}, {size(body.bytes)} ({body.how})", WIDTH)
+    return one_line(f"{body.mount} {way}: {count(body.files, 'file')}, {size(body.bytes)} ({body.how})", WIDTH)
 
 
 def presented(doings: Doings) -> list[dict[str, Any]]:
@@ -165,10 +166,10 @@ def _groups(doings: Doings) -> Iterator[dict[str, Any]]:
         yield {"kind": "egress", "summary": network(doings), "lines": list(doings.last)}
     if doings.files:
         shown = [f"{one_line(path, 160)} ({size(n)})" for path, n in list(doings.files.items())[:MAX_FILES]]
-        count = len(doings.files) + doings.more_files
-        lines = shown + ([f"… and {count - len(shown)} more"] if count > len(shown) else [])
+        number = len(doings.files) + doings.more_files
+        lines = shown + ([f"… and {number - len(shown)} more"] if number > len(shown) else [])
         total = size(sum(doings.files.values()))
-        yield {"kind": "files", "summary": f"{_count(count, 'output file')}, {total}", "lines": lines}
+        yield {"kind": "files", "summary": f"{count(number, 'output file')}, {total}", "lines": lines}
     if doings.mounts:
         yield {"kind": "mounts", "summary": "host folders", "lines": list(doings.mounts)}
 
@@ -177,17 +178,4 @@ def network(doings: Doings) -> str:
     """Connections in numbers."""
     refused = f", {doings.refused:,} denied" if doings.refused else ""
     carried = f"{size(doings.bytes_out)} out, {size(doings.bytes_in)} in"
-    return f"{_count(doings.connections, 'connection')}{refused}, {carried}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
-def size(count: float) -> str:
-    """Bytes for people, in powers of 1024."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1024 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
+    return f"{count(doings.connections, 'connection')}{refused}, {carried}"

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 
 from voidbox_lab.widgets.doings import Doings, network, presented, told
-from voidbox_lab.widgets.present import cost, count, seconds, tokens
+from voidbox_lab.widgets.quantities import cost, count, seconds, tokens
 from voidbox_lab.widgets.text import one_line
 from voidbox_lab.widgets.view_state import Entry, StageView, ViewState
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from voidbox_lab.spec.run import BoxFacts, Tokens, Trouble
+from voidbox_lab.spec.run import BoxFacts, Trouble
 from voidbox_lab.widgets.doings import presented
+from voidbox_lab.widgets.quantities import cost, count, seconds, tokens
 from voidbox_lab.widgets.view_state import Entry, StageView, ViewState
 
 SPARK_WIDTH, SPARK_HEIGHT = 60, 14
@@ -261,36 +262,3 @@ def spark(values: tuple[float, ...]) -> str:
     step = SPARK_WIDTH / (len(values) - 1)
     top, span = 1.0, SPARK_HEIGHT - 2.0
     return " ".join(f"{i * step:.1f},{top + span * (1 - v):.1f}" for i, v in enumerate(values))
-
-
-def seconds(value: float) -> str:
-    """A duration as a person writes it: ``0.42 s``, ``12.3 s``, ``3 min 07 s``, ``2 h 05 min``."""
-    if value < 1:
-        return f"{value:.2f} s"
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def count(n: int, noun: str) -> str:
-    """``1 turn``, ``1,200 turns``."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
-def tokens(t: Tokens) -> str:
-    """All tokens, cached ones included."""
-    return count(t.total, "token")
-
-
-def cost(usd: float | None, sources: set[str | None]) -> str:
-    """Dollars; ``unpriced`` where a price is missing; ``no cost`` where no model was asked."""
-    if usd is None:
-        return "unpriced"
-    if usd == 0 and sources <= {"scripted", None}:
-        return "no cost"
-    if usd == 0:
-        return "$0"
-    return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}" if usd >= 0.0001 else "<$0.0001"

@@ -369,6 +369,9 @@ async def test_requests_that_are_none(tmp_path: Path, request_: str, status: int
         assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer[:100]
         event = await here.ended(1)
         assert (event.verdict, event.rule) == ("denied", "request")
+        await here.proxy.aclose()
+        (denied,) = here.denied
+        assert (denied.rule, denied.message) == ("request", event.reason)
 
 
 async def test_a_second_request_is_not_carried(tmp_path: Path) -> None:
@@ -472,6 +475,63 @@ async def test_the_end_of_a_box_is_recorded(tmp_path: Path) -> None:
         (event,) = here.egress
         assert (event.bytes_out, event.reason) == (5, "it was open when its box was closed")
         await stream.aclose()
+
+
+async def test_a_guest_that_has_read_enough(tmp_path: Path) -> None:
+    """As ``curl URL | head``: what was answered has not failed, and the record says who ended it."""
+
+    async def flood(stream: SocketStream) -> None:
+        await stream.receive()
+        await stream.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        while True:
+            await stream.send(b"x" * 65536)
+
+    async with server(flood) as port, proxied(tmp_path, to(port)) as here:
+        async with await here.dial() as stream:
+            await stream.send(b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % port)
+            assert (await stream.receive()).startswith(b"HTTP/1.1 200 ")
+        event = await here.ended(1)
+        assert (event.verdict, event.rule) == ("allowed", f"127.0.0.1:{port}")
+        assert event.reason == "the box closed the connection before it had the whole response"
+        assert event.bytes_in > 0
+
+
+async def test_what_asked_for_nothing_is_no_connection(tmp_path: Path) -> None:
+    """Neither when its box is closed, nor when it resets."""
+    async with proxied(tmp_path, to(1), Bounds()) as here:
+        async with await here.dial(), await here.dial() as begun:
+            await begun.send(b"CONNECT 127.")
+            await anyio.sleep(0.1)
+            await here.proxy.aclose()
+        assert here.events == []
+
+
+async def test_what_was_not_decided_was_not_denied(tmp_path: Path) -> None:
+    """Its box was closed while the name was looked up."""
+    asked = anyio.Event()
+
+    async def resolve(host: str) -> Sequence[Address]:
+        asked.set()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    events: list[Body] = []
+
+    async def record(body: Body) -> None:
+        events.append(body)
+
+    policy, path = Policy(network="monitored"), tmp_path / "egress.sock"
+    proxy = EgressProxy(policy, record, bounds=Bounds(), resolve=resolve)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(proxy.serve, path)
+        async with await anyio.connect_unix(path) as stream:
+            await stream.send(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n")
+            await asked.wait()
+            await proxy.aclose()
+    (event,) = events
+    assert isinstance(event, Egress)
+    assert (event.host, event.verdict) == ("example.org", "failed")
+    assert event.reason == "it was open when its box was closed"
 
 
 async def test_many_refusals_are_few_events(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from voidbox_lab.gateway.egress.addresses import Address, is_own, kind, plain
+from voidbox_lab.gateway.egress.addresses import Address, kind, plain
 from voidbox_lab.gateway.egress.resolver import Resolver
 from voidbox_lab.gateway.egress.rules import Rules, Verdict
 from voidbox_lab.gateway.egress.targets import parse_authority, parse_url
@@ -204,16 +204,20 @@ def test_a_mapped_address_is_the_one_it_maps() -> None:
     assert plain(ip_address("fe80::1%eth0")) == ip_address("fe80::1")
 
 
-def test_own_addresses_are_known() -> None:
-    """By the kernel's word: loopback, and whatever address this host has to the outside."""
-    assert is_own(ip_address("127.0.0.1"))
-    assert not is_own(ip_address("93.184.216.34"))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect(("93.184.216.34", 9))
-        except OSError:
-            return  # this host has no route out, hence no such address
-        assert is_own(ip_address(sock.getsockname()[0]))
+async def test_what_may_be_the_hosts_own_is_refused() -> None:
+    """Where the kernel does not tell, only an address that the policy names."""
+
+    def mute(_: Address) -> bool:
+        raise PermissionError
+
+    async def told(policy: Policy) -> Verdict:
+        return await Rules(policy, Names(), mute).judge(parse_authority("93.184.216.34:443"))
+
+    refused = await told(Policy(network="monitored"))
+    assert (refused.what, refused.rule) == ("denied", "private-address")
+    assert "may be the host's own" in refused.reason
+    assert (await told(allow("93.184.0.0/16:443"))).what == "denied"
+    assert (await told(allow("93.184.216.34:443"))).what == "allowed"
 
 
 @pytest.mark.parametrize(

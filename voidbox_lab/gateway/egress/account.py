@@ -13,19 +13,22 @@ from voidbox_lab.spec.events import Egress
 
 
 class Account:
-    """Filled as the connection goes on. What ends it early says so here, and cancels `scope`."""
+    """Filled as the connection goes on. What ends it early says so here, and cancels `scope`.
+
+    `host` is empty until something was asked for.
+    """
 
     def __init__(self, usage: Usage) -> None:
         self._usage = usage
         self._began = self._touched = time.monotonic()
         self.scope = anyio.CancelScope()
         self.host, self.port = "", 0
-        self.verdict: Literal["allowed", "denied", "failed"] = "denied"
+        self.verdict: Literal["allowed", "denied", "failed"] = "failed"
         self.rule = self.reason = ""
         self.address: str | None = None
         self.bytes_out = self.bytes_in = 0
         self.hit: str | None = None
-        """What of the policy it ran into, for `spec.events.Denied.rule`."""
+        """What it ran into, for `spec.events.Denied.rule`."""
 
     def goes_to(self, target: Target) -> None:
         """The guest named `target`."""

@@ -6,9 +6,8 @@ Sources: the IANA special-purpose address registries (RFC 6890 and its successor
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from voidbox_lab.spec.egress import IpNetwork
 
@@ -87,18 +86,3 @@ def kind(address: Address) -> Kind | None:
             return Kind("an address that is not global unicast", None, ever=False)
     # What Python's copy of the registries knows beyond this table.
     return None if address.is_global else Kind("an address that is not public", None)
-
-
-def is_own(address: Address) -> bool:
-    """Whether `address` is one of this host's own.
-
-    The kernel is asked which source a datagram to it would have; for its own addresses that is the same
-    (ip-route(8), the table ``local``). Nothing is sent.
-    """
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.connect((str(address), 9))
-            return ip_address(sock.getsockname()[0].partition("%")[0]) == address
-    except OSError:
-        return False  # no route there: nothing to reach either

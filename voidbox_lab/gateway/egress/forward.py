@@ -70,7 +70,7 @@ async def forward(
                 return  # it may have answered before it had read everything
 
         tasks.start_soon(upload)
-        trouble = await _answer(wire, client)
+        trouble = await _answer(wire, client, account)
         tasks.cancel_scope.cancel()
     if failed:
         raise failed[0]
@@ -118,7 +118,7 @@ class _Server:
         return event
 
 
-async def _answer(wire: _Server, client: Client) -> BadResponse | None:
+async def _answer(wire: _Server, client: Client, account: Account) -> BadResponse | None:
     """Pass the response on; what was wrong with it."""
     try:
         while True:
@@ -128,11 +128,11 @@ async def _answer(wire: _Server, client: Client) -> BadResponse | None:
                 case h11.Response():
                     headers = _unframed(event)
                     head = h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
-                    await client.send(head)
+                    await _pass(client, head, account)
                 case h11.Data():
-                    await client.send(h11.Data(data=event.data))
+                    await _pass(client, h11.Data(data=event.data), account)
                 case h11.EndOfMessage():
-                    await client.send(h11.EndOfMessage())
+                    await _pass(client, h11.EndOfMessage(), account)
                     return None
                 case _:
                     return BadResponse("the other side ended the connection without a response")
@@ -140,6 +140,15 @@ async def _answer(wire: _Server, client: Client) -> BadResponse | None:
         return BadResponse("the connection was reset before the response was whole")
     except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
         return BadResponse(f"the other side's response is malformed: {error}")
+
+
+async def _pass(client: Client, event: h11.Event, account: Account) -> None:
+    """Send `event` to the guest. One that is gone ends the connection, which has not failed by that."""
+    try:
+        await client.send(event)
+    except RESET:
+        account.end("the box closed the connection before it had the whole response")
+        await checkpoint_if_cancelled()
 
 
 def _unframed(response: h11.Response) -> Headers:

@@ -80,10 +80,9 @@ class EgressProxy:
                 return
             account = Account(self._usage)
             limit = self._usage.enter()
-            heard = True
             try:
                 with account.scope:
-                    heard = await self._serve(Client(stream, self._bounds), account, limit)
+                    await self._serve(Client(stream, self._bounds), account, limit)
             except RESET:
                 account.reason = account.reason or "the box reset the connection"
             except Exception as error:
@@ -94,24 +93,23 @@ class EgressProxy:
                 raise
             finally:
                 self._usage.leave()
-                if heard:
+                if account.host:
                     with anyio.CancelScope(shield=True), anyio.move_on_after(self._bounds.record_s):
                         await self._audit.ended(account.event, account.hit)
 
-    async def _serve(self, client: Client, account: Account, limit: str | None) -> bool:
-        """One request; whether there was any."""
+    async def _serve(self, client: Client, account: Account, limit: str | None) -> None:
+        """One request, if there is any."""
         try:
             request = await client.request()
         except BadRequest as error:
             await self._malformed(client, account, error)
-            return True
+            return
         if request is None:
-            return False
+            return
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(account.watch, self._bounds.idle_s)
             await self._answered(client, request, account, limit)
             tasks.cancel_scope.cancel()
-        return True
 
     async def _answered(self, client: Client, request: h11.Request, account: Account, limit: str | None) -> None:
         try:
@@ -126,7 +124,8 @@ class EgressProxy:
 
     async def _malformed(self, client: Client, account: Account, error: BadRequest) -> None:
         account.host = account.host or "(malformed)"
-        account.settle("denied", "request", str(error))
+        account.hit = "request"
+        account.settle("denied", account.hit, str(error))
         await client.refuse(error.status, account.rule, account.reason)
 
     async def _carry(self, client: Client, request: h11.Request, account: Account, limit: str | None) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from voidbox_lab.gateway.egress.addresses import Address, Kind, is_own, kind, plain
+from voidbox_lab.gateway.egress.addresses import Address, Kind, kind, plain
+from voidbox_lab.gateway.egress.own import is_own
 from voidbox_lab.gateway.egress.targets import Target
 from voidbox_lab.spec import Policy
 from voidbox_lab.spec.egress import Destination, parse_destination
@@ -22,6 +23,7 @@ WEB_PORTS = (80, 443)
 PRIVATE = "private-address"
 """The rule that refuses what is not public."""
 _OWN = Kind("an address of the host itself", None)
+_UNTOLD = Kind("an address that may be the host's own, which its kernel does not tell", None)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Rules:
     """The rules of one stage.
 
     Args:
-        own: tells this host's own addresses.
+        own: tells this host's own addresses; OSError if it cannot.
     """
 
     def __init__(self, policy: Policy, resolve: Resolve, own: Callable[[Address], bool] = is_own) -> None:
@@ -110,7 +112,12 @@ class Rules:
         return named[0][0] if named else None
 
     def _kind(self, address: Address) -> Kind | None:
-        return kind(address) or (_OWN if self._own(address) else None)
+        if (found := kind(address)) is not None:
+            return found
+        try:
+            return _OWN if self._own(address) else None
+        except OSError:
+            return _UNTOLD
 
     def _not_allowed(self, target: Target) -> Verdict:
         if self._profile == "proxy-only":
