@@ -94,19 +94,15 @@ class Bundles:
         """Send the tree at `path`: at most `max_files` entries and `max_bytes` of data, else an error and not all.
 
         With `links`, symbolic links that stay inside come along; with `changed`, of a writable folder of the host
-        only the names of files which were not touched since. Other links, and what is no file, are left out and
-        named.
+        only the names of files which were not touched since. Other links, what is no file, and volumes and other
+        folders of the host are left out and named.
         """
         path, user = call.path("path"), self._as(call.text("user", "agent"))
         files, size = call.integer("max_files", 0, 0, 1 << 20), call.integer("max_bytes", 0, 0, 1 << 50)
-        try:
-            with user:
-                root = os.open(path, _OPEN | os.O_DIRECTORY)
-        except OSError as error:
-            raise os_error(error, path) from None
         marks = self._marks.get(path, {}) if call.flag("changed") else {}
-        walk = _Walk(path, files, size, marks, call.flag("links"))
-        handler = _Pack(call, self._loop, user, walk, walk.tree(root, b"", 0))
+        disks = {os.fsencode(place) for place, _ in self._places.disks()}
+        walk = _Walk(path, files, size, marks, call.flag("links"), disks)
+        handler = _Pack(call, self._loop, user, walk)
         call.handler = handler
         handler.on_room()
 
@@ -203,26 +199,33 @@ class _Unpack(Handler):
 class _Walk:
     """What is in a tree, piece by piece, and what was left out of it."""
 
-    __slots__ = ("_bytes", "_files", "_links", "_marks", "left_out", "path", "sent", "shown")
+    __slots__ = ("_bytes", "_disks", "_files", "_links", "_marks", "left_out", "path", "sent", "shown")
 
-    def __init__(self, path: str, max_files: int, max_bytes: int, marks: Marks, links: bool) -> None:
+    def __init__(
+        self, path: str, max_files: int, max_bytes: int, marks: Marks, links: bool, disks: set[bytes]
+    ) -> None:
         self.path, self._files, self._bytes, self._marks, self._links = path, max_files, max_bytes, marks, links
+        self._disks = disks
         self.sent = self.left_out = 0
         self.shown: list[list[str]] = []
 
-    def tree(self, fd: int, prefix: bytes, depth: int) -> Iterator[bytes]:
-        """The bundle of the directory open at `fd`, which is closed in the end."""
+    def tree(self) -> Iterator[bytes]:
+        """The bundle of it. Nothing is open before the first piece, nor once it is closed."""
+        root = os.open(self.path, _OPEN | os.O_DIRECTORY)
         try:
-            with os.scandir(fd) as scan:
-                names = []
-                for item in scan:
-                    names.append(os.fsencode(item.name))
-                    if len(names) > self._files:
-                        raise self._many()
-            for name in sorted(names):
-                yield from self._one(fd, name, prefix + name, depth)
+            yield from self._directory(root, b"", 0)
         finally:
-            os.close(fd)
+            os.close(root)
+
+    def _directory(self, fd: int, prefix: bytes, depth: int) -> Iterator[bytes]:
+        with os.scandir(fd) as scan:
+            names = []
+            for item in scan:
+                names.append(os.fsencode(item.name))
+                if len(names) > self._files:
+                    raise self._many()
+        for name in sorted(names):
+            yield from self._one(fd, name, prefix + name, depth)
 
     def _one(self, parent: int, name: bytes, path: bytes, depth: int) -> Iterator[bytes]:
         try:
@@ -241,7 +244,7 @@ class _Walk:
                 yield self._leave(path, "link")
             else:
                 yield self._entry(LINK, 0o777, path, len(target)) + target
-        elif kind not in (st.S_IFDIR, st.S_IFREG):
+        elif kind not in (st.S_IFDIR, st.S_IFREG) or self._is_disk(path):
             yield self._leave(path, "special")
         else:
             try:
@@ -251,18 +254,21 @@ class _Walk:
             except OSError as error:
                 yield self._leave(path, "link" if error.errno == ELOOP else "unreadable")
                 return
-            info = os.fstat(fd)
-            if st.S_ISDIR(info.st_mode):
-                yield self._entry(DIRECTORY, 0o755, path, 0)
-                yield from self.tree(fd, path + b"/", depth + 1)
-                return
             try:
-                if st.S_ISREG(info.st_mode):
+                info = os.fstat(fd)
+                if st.S_ISDIR(info.st_mode):
+                    yield self._entry(DIRECTORY, 0o755, path, 0)
+                    yield from self._directory(fd, path + b"/", depth + 1)
+                elif st.S_ISREG(info.st_mode):
                     yield from self._file(fd, path, info)
                 else:
                     yield self._leave(path, "special")
             finally:
                 os.close(fd)
+
+    def _is_disk(self, path: bytes) -> bool:
+        """Whether a volume or another folder of the host is mounted there: what is in it is not of this tree."""
+        return bool(self._disks) and os.path.join(os.fsencode(self.path), path) in self._disks
 
     def _file(self, fd: int, path: bytes, info: os.stat_result) -> Iterator[bytes]:
         if self._marks.get(path) == (info.st_ctime_ns, info.st_size):
@@ -300,8 +306,8 @@ class _Walk:
 class _Pack(Handler):
     __slots__ = ("_buffer", "_call", "_done", "_loop", "_resting", "_tree", "_user", "_walk")
 
-    def __init__(self, call: Call, loop: Loop, user: As, walk: _Walk, tree: Iterator[bytes]) -> None:
-        self._call, self._loop, self._user, self._walk, self._tree = call, loop, user, walk, tree
+    def __init__(self, call: Call, loop: Loop, user: As, walk: _Walk) -> None:
+        self._call, self._loop, self._user, self._walk, self._tree = call, loop, user, walk, walk.tree()
         self._buffer = bytearray()
         self._done = self._resting = False
 

@@ -107,6 +107,25 @@ async def test_bounds_hold_before_the_bytes() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("rejected", [head(FILE, 0o644, b"\xff"), head(DIRECTORY, 0o755, b"none/d")])
+async def test_what_is_let_go_by_is_counted(rejected: bytes) -> None:
+    """A guest that sends what cannot be kept comes to an end as well."""
+    assert (await received(rejected * 10))[1].count == 10
+    with pytest.raises(LimitExceeded):
+        await received(rejected * 11)
+
+
+@pytest.mark.anyio
+async def test_a_link_to_no_text_is_let_go_by() -> None:
+    """Nobody could tell where it leads, nor write it down."""
+    found, left_out = await received(
+        head(LINK, 0o777, b"l", 1) + b"\xff" + head(LINK, 0o777, b"m", 2) + b"\xc3\xa9"
+    )
+    assert [(item.path, item.data) for item in found] == [("m", b"\xc3\xa9")]
+    assert left_out.shown == (("l", "link"),)
+
+
+@pytest.mark.anyio
 async def test_names_that_cannot_be_kept_are_let_go_by() -> None:
     """Not UTF-8, control characters, below what is no directory: said, and the rest comes."""
     data = file(b"\xff") + file(b"a\nb") + file(b"a\\b") + file(b"none/x") + file(b"ok") + file(b"ok/x")

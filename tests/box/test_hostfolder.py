@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,11 @@ def without(items: Sequence[Packed], *paths: str) -> list[Packed]:
     return [item for item in items if item.path not in paths]
 
 
+def held_open() -> int:
+    """Descriptors of this process."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def tree(root: Path) -> set[str]:
     """All paths below `root`."""
     return {str(p.relative_to(root)) for p in root.rglob("*")}
@@ -128,6 +135,18 @@ def test_a_file_that_shrinks_is_said(folder: Path) -> None:
         os.truncate(folder / "big", 1)
         with pytest.raises(UserError, match="shorter"):
             list(chunks)
+
+
+def test_a_walk_that_is_left_holds_nothing_open(folder: Path) -> None:
+    """Before its first piece, or in the midst of it."""
+    with HostFolder(str(folder)) as opened:
+        held = held_open()
+        for pieces in range(8):
+            chunks = opened.read(Contents())
+            for _ in range(pieces):
+                next(chunks, None)
+            chunks.close()
+            assert held_open() == held, pieces
 
 
 def test_changes_come_back(folder: Path) -> None:
@@ -206,6 +225,108 @@ def test_changes_of_others_are_no_conflict(folder: Path) -> None:
     assert {"mine", "both", "sub/theirs"} <= tree(folder)
 
 
+@pytest.mark.parametrize(
+    ("swap", "drop", "items", "conflict"),
+    [
+        # Its directory is gone: there is no place for what is new there.
+        (lambda f: shutil.rmtree(f / "sub/deep"), (), [there(Path("sub/deep/new"))], "sub/deep/new"),
+        (
+            lambda f: shutil.rmtree(f / "sub"),
+            (),
+            [there(Path("sub/new"), "dir"), there(Path("sub/new/x"))],
+            "sub/new",
+        ),
+        # It became a file, and on the host it holds more than the box was given.
+        (
+            lambda f: None,
+            ("sub", "sub/run.sh", "sub/near", "sub/deep", "sub/deep/up"),
+            [there(Path("sub"))],
+            "sub",
+        ),
+        (
+            lambda f: (f / "sub/deep/more").touch(),
+            ("sub/deep", "sub/deep/up"),
+            [there(Path("sub/deep"), "link", b"near")],
+            "sub/deep",
+        ),
+    ],
+)
+def test_a_conflict_is_seen_before_anything_is_written(
+    folder: Path, swap: Callable[[Path], Any], drop: Sequence[str], items: list[Packed], conflict: str
+) -> None:
+    """A change of one file and the end of another wait for it, and all that the box made is kept."""
+    (folder / "z.txt").write_text("z")
+    kept = without(same(folder), "a.txt", "z.txt", *drop)
+    items = [there(Path("a.txt"), data=b"changed"), *items]
+    with pytest.raises(UserError, match=rf"\({conflict}\)") as caught:
+        written(folder, *kept, *items, first=lambda: swap(folder))
+    assert caught.value.cause == "mount-conflict"
+    assert (folder / "a.txt").read_text() == "a"
+    assert (folder / "z.txt").read_text() == "z"
+    assert (folder / "aside/a.txt").read_text() == "changed"
+    assert {item.path for item in items} <= tree(folder / "aside")
+
+
+def test_the_rest_is_kept_when_writing_ends_half_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no place yet is beside what has one: nothing that the box made goes with the staging."""
+    place = Staging._place
+
+    def failing(self: Staging, root: HostFolder, path: str) -> None:
+        if path == "l" and root.path == str(folder):
+            os.symlink("a.txt", "link", dir_fd=self._fd)
+            raise OSError(errno.EIO, "Input/output error")
+        place(self, root, path)
+
+    monkeypatch.setattr(Staging, "_place", failing)
+    items = [
+        there(Path("a.txt"), data=b"changed"),
+        there(Path("l"), "link", b"a.txt"),
+        there(Path("n"), data=b"new"),
+    ]
+    with pytest.raises(UserError, match=r"half-way \(Input/output error\).*the rest is in .*/aside") as caught:
+        written(folder, *without(same(folder), "a.txt"), *items)
+    assert caught.value.cause == "mount"
+    assert (folder / "a.txt").read_text() == "changed"
+    assert tree(folder / "aside") == {"l", "n"}
+    assert (folder / "aside/n").read_text() == "new"
+    assert not [name for name in tree(folder) if ".voidbox" in name]
+
+
+@pytest.mark.parametrize(
+    ("items", "led"),
+    [
+        ([there(Path("l"), "link", b"away/x")], "l"),
+        ([there(Path("l"), "link", b"sub/out/key")], "l"),
+        ([there(Path("d"), "dir"), there(Path("d/l"), "link", b"../sub/out")], "d/l"),
+        # By a link of its own, or one of the user's that it was given.
+        ([there(Path("k"), "link", b"sub"), there(Path("l"), "link", b"k/out/key")], "l"),
+        ([there(Path("l"), "link", b"sub/beyond/key")], "l"),
+        ([there(Path("l"), "link", b"moved/key")], "l"),
+    ],
+)
+def test_no_link_comes_back_that_leads_out_by_one_of_the_host(folder: Path, items: list[Packed], led: str) -> None:
+    """The box was not given ``away`` and ``sub/out``, and its link looks as if it stayed inside."""
+    (folder / "sub/beyond").symlink_to("out")
+    (folder / "moved").mkdir()
+
+    def first() -> None:
+        (folder / "moved").rmdir()
+        (folder / "moved").symlink_to("../secret")
+
+    with pytest.raises(UserError, match=rf"\({led}\)"):
+        written(folder, *same(folder), *items, first=first)
+    assert not (folder / led).is_symlink()
+    assert (folder / "aside" / led).is_symlink()
+    assert not (folder / "aside" / led).exists()
+
+
+def test_links_that_lead_nowhere_or_round_and_round_stay_inside(folder: Path) -> None:
+    """No harm in them."""
+    targets = {"l1": "l2", "l2": "l1", "none": "nothing/there", "d": "sub/near", "t": "sub/deep/up"}
+    written(folder, *same(folder), *(there(Path(p), "link", t.encode()) for p, t in targets.items()))
+    assert {str((folder / p).readlink()) for p in targets} == set(targets.values())
+
+
 def test_a_link_that_the_user_put_there_is_not_written_through(folder: Path, tmp_path: Path) -> None:
     """The box never saw ``sub/out``, which leads out: what it makes there is a conflict."""
     items = [there(Path("sub/out"), "dir"), there(Path("sub/out/key"), data=b"evil")]
@@ -252,6 +373,13 @@ async def test_there_and_back_through_the_agent(folder: Path, tmp_path: Path) ->
         assert isinstance(back[0], Mounted)
         assert (folder / "a.txt").read_text() == "changed"
         assert not (folder / "sub/run.sh").exists()
+        (place / "odd").symlink_to(os.fsdecode(b"\xff"))
+        (place / "a.txt").write_text("again")
+        with pytest.raises(CommandFailed, match="odd"):
+            async for _ in bring_back(box, copied, "aside"):
+                pass
+        assert (folder / "a.txt").read_text() == "changed"
+        (place / "odd").unlink()
         (place / "away").symlink_to("/etc")
         with pytest.raises(CommandFailed, match="away"):
             async for _ in bring_back(box, copied, "aside"):

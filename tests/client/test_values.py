@@ -14,7 +14,7 @@ import pytest
 from anyio.to_thread import run_sync
 
 from tests.daemon.conftest import house, settings  # noqa: F401 - fixtures
-from voidbox_lab.api import VoidBox, absolute_mount, files, named
+from voidbox_lab.api import VoidBox, absolute_mount, frames, named
 from voidbox_lab.api.values import named_bytes
 from voidbox_lab.box.bundles import Packed
 from voidbox_lab.errors import LimitExceeded, UserError
@@ -38,7 +38,7 @@ def test_frames_keep_their_types(ending: str) -> None:
     for frame in (FRAME, indexed):
         name, data = named_bytes(f"prices{ending}", frame)
         assert name == f"prices{ending or '.parquet'}"
-        read = files._READERS[Path(name).suffix](data)
+        read = frames.READERS[Path(name).suffix](data)
         pd.testing.assert_frame_equal(read, frame)
 
 
@@ -151,9 +151,9 @@ def test_a_small_file_may_hold_a_large_frame(monkeypatch: pytest.MonkeyPatch) ->
     """A guest's Parquet of some kilobytes is read no further than its bound."""
     data = named_bytes("x", pd.DataFrame({"x": ["y" * 1000] * 200_000}))[1]
     assert len(data) < 100_000
-    monkeypatch.setattr(files, "MAX_FRAME_BYTES", 10 << 20)
+    monkeypatch.setattr(frames, "MAX_BYTES", 10 << 20)
     with pytest.raises(LimitExceeded):
-        files._parquet(data)
+        frames.READERS[".parquet"](data)
 
 
 def test_mounts_are_this_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,9 @@ class FakeBox:
         for item in self.boxes.leaves.get(self.name, ()):
             if isinstance(item, Exception):
                 raise item
+            if isinstance(item, float):
+                await anyio.sleep(item)
+                continue
             if isinstance(item, Packed):
                 yield item
             else:
@@ -159,7 +162,7 @@ class FakeBoxes:
     execs: list[tuple[FakeBox, Sequence[str], dict[str, Any]]] = field(default_factory=list)
     fail: Exception | None = None
     leaves: dict[str, Sequence[Any]] = field(default_factory=dict)
-    """By stage, what it leaves in ``/workspace/output``: `Packed`, what is left out, or an error."""
+    """By stage, what it leaves in ``/workspace/output``: `Packed`, what is left out, an error, seconds to wait."""
     log: list[str] = field(default_factory=list)
     """What was let go of, in order."""
 

@@ -22,6 +22,7 @@ from voidbox_lab.spec import (
     CachedFrom,
     Merge,
     Pipeline,
+    Policy,
     Retry,
     RunSpec,
     Stage,
@@ -198,6 +199,15 @@ async def test_what_is_not_the_same_is_not_taken(lab: Any) -> None:
         # The name, the budget and the time-out of a stage are not seen from inside.
         same = box("other", prompt="do a", budget=Budget(tokens=9), timeout_s=9)
         assert (await it.run(RunSpec(stages=(Stage(box=same),)))).stages["other"].cached is not None
+
+
+async def test_what_reads_the_network_is_never_taken(lab: Any) -> None:
+    """Neither kept nor found: the network may say something else by now."""
+    async with lab() as it:
+        policies = (Policy.allow("pypi.org:443"), Policy(network="monitored"), Policy())
+        for policy, cached in [(policy, n and policy == Policy()) for policy in policies for n in (0, 1)]:
+            record = await it.run(RunSpec(stages=(Stage(box=box("a", policy=policy)),)))
+            assert bool(record.stages["a"].cached) is bool(cached), policy
 
 
 async def test_a_failure_is_not_remembered(lab: Any) -> None:

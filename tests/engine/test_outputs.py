@@ -114,6 +114,18 @@ async def test_too_much_fails_and_says_which(lab: OpenLab, left: list[Any], limi
         assert record.stages["one"].files == {}
 
 
+async def test_a_guest_that_never_ends_its_list_is_stopped(lab: OpenLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry now and then is progress; all of it together has a bound."""
+    monkeypatch.setattr(collect, "COLLECT_S", 0.3)
+    async with lab() as it:
+        it.boxes.leaves["one"] = [each for n in range(200) for each in (0.1, *file(f"f{n}", b"x"))]
+        record = await it.run(chain("one"))
+        assert record.trouble is not None
+        assert (record.trouble.kind, record.trouble.limit, record.trouble.value) == ("limit", "time", 0.3)
+        assert "/workspace/output" in record.trouble.message
+        assert record.stages["one"].files == {}
+
+
 @pytest.mark.parametrize(("cause", "notices"), [("not-found", 0), ("not-a-directory", 1), ("bad-request", 1)])
 async def test_a_directory_that_is_gone_is_empty(lab: OpenLab, cause: str, notices: int) -> None:
     """An agent may remove it, or put a link there: its answer counts all the same."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tests.guest.harness import guest_box
 from voidbox_lab.box import Box
 from voidbox_lab.box.bundles import LeftOut, encoded
 from voidbox_lab.errors import LimitExceeded, UserError
+from voidbox_lab.resources import data_dir
 from voidbox_lab.wire import bundle
 
 pytestmark = pytest.mark.anyio
@@ -109,6 +112,53 @@ async def test_untouched_files_come_without_their_bytes(box: Box, tmp_path: Path
     with pytest.raises(UserError) as caught:
         await box.unpack(str(place), encoded([("x", b"", False)]), mount="rw")
     assert caught.value.cause == "exists"
+
+
+async def test_no_disk_within_is_packed(tmp_path: Path) -> None:
+    """A volume or another folder of the host has a way back of its own."""
+    place = tmp_path / "out"
+    (place / "disk").mkdir(parents=True)
+    (place / "disk/theirs").touch()
+    (place / "disks").mkdir()
+    patch = (
+        f"from voidbox_guest.places import Places\nPlaces.disks = lambda self: [({str(place / 'disk')!r}, True)]"
+    )
+    async with guest_box(tmp_path, patch) as box:
+        found, left_out = await packed(box, place)
+    assert set(found) == {"disks"}
+    assert left_out.shown == (("disk", "special"),)
+
+
+async def test_a_walk_that_is_left_holds_nothing_open(tmp_path: Path) -> None:
+    """Before its first piece, or in the midst of it: PID 1 lives as long as its box."""
+    (tmp_path / "d/e").mkdir(parents=True)
+    (tmp_path / "d/e/f").write_bytes(bytes(200_000))
+    program = f"""
+import os, sys
+sys.path[:0] = sys.argv[1:]
+from voidbox_guest.bundles import _Walk
+held = len(os.listdir("/proc/self/fd"))
+for pieces in range(7):
+    for entries in (1, 9):
+        tree = _Walk({str(tmp_path)!r}, entries, 1 << 20, {{}}, False, set()).tree()
+        try:
+            for _ in range(pieces):
+                next(tree, None)
+        except Exception as error:
+            assert "entries" in str(error), error
+        tree.close()
+        assert len(os.listdir("/proc/self/fd")) == held, (pieces, entries)
+"""
+    argv = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        program,
+        str(data_dir("guest")),
+        str(Path(bundle.__file__).parents[1]),
+    ]
+    await anyio.run_process(argv, stderr=None)
 
 
 async def test_bounds(box: Box, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from voidbox_lab.spec import (
     VoidBoxSpec,
     validated,
 )
+from voidbox_lab.spec.api import ExecRequest, ShellRequest
 
 CLOCK = McpSkill(name="clock", command=("mcp-server-time",), packages=("pypi:mcp-server-time==2026.7.10",))
 JQ = CliSkill(name="jq", packages=("deb:jq",))
@@ -71,8 +72,11 @@ def test_places_in_each_others_way() -> None:
     """Volumes, folders and images share one tree."""
     with pytest.raises(UserError, match="in each other's way"):
         validated(VoidBoxSpec, skills=(SHELL,), volumes=("v:/skills/box/x",), **AGENT)
-    with pytest.raises(UserError, match="in each other's way"):
-        validated(VoidBoxSpec, mounts=("/srv:/data",), volumes=("v:/data",), **AGENT)
+    for mounts in (("/srv:/data",), ("/srv:/data/sub",), ("/srv:/m", "/srv:/m"), ("/a:/m:rw", "/b:/m/sub")):
+        for model, fields in ((VoidBoxSpec, AGENT), (ExecRequest, {"argv": ("true",)}), (ShellRequest, {})):
+            with pytest.raises(UserError, match="in each other's way"):
+                validated(model, mounts=mounts, volumes=("v:/data",), **fields)
+    assert validated(ExecRequest, argv=("true",), mounts=("/a:/m:rw", "/a:/m2"), volumes=("v:/data",)).mounts
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
-"""Files that stages left, as their caller holds them. A guest wrote them: what is read of them is bounded."""
+"""Files that stages left, as their caller holds them. A guest wrote them: what becomes of them is bounded."""
 
 from __future__ import annotations
 
 import builtins
-import io
 import json
-from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from voidbox_lab.api.frames import READERS
 from voidbox_lab.client import Client
 from voidbox_lab.errors import LimitExceeded, UserError
 from voidbox_lab.settings import Settings
@@ -16,12 +15,6 @@ from voidbox_lab.spec import InputFile
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
-
-MAX_FRAME_BYTES = 1 << 30
-"""Most bytes of a data frame, as Arrow holds it: a small file may hold a large one."""
-BATCH_ROWS = 1024
-"""Rows that are read before these bytes are counted."""
 
 
 class OutputFile:
@@ -69,25 +62,20 @@ class OutputFile:
 
         Raises:
             UserError: another extension, or it is no such file.
-            LimitExceeded: more than `MAX_FRAME_BYTES` (limit ``frame``).
+            LimitExceeded: more bytes or columns than a frame may have (limit ``frame``); see `frames`.
         """
         suffix = PurePosixPath(self.path).suffix.lower()
-        if (read := _READERS.get(suffix)) is None:
+        if (read := READERS.get(suffix)) is None:
             raise UserError(
-                f"{self.path!r} of stage {self.stage!r} is no table by its name ({', '.join(_READERS)} are); "
+                f"{self.path!r} of stage {self.stage!r} is no table by its name ({', '.join(READERS)} are); "
                 "read its bytes() instead."
             )
         data = self.bytes()
         try:
             return read(data)
         except LimitExceeded as e:
-            raise LimitExceeded(
-                f"{self.path!r} of stage {self.stage!r} holds more than {MAX_FRAME_BYTES >> 20} MiB of data; "
-                "save() it and read a part.",
-                limit="frame",
-                value=MAX_FRAME_BYTES,
-                unit="bytes",
-            ) from e
+            said = f"{self.path!r} of stage {self.stage!r} {e.message}; save() it and read a part."
+            raise LimitExceeded(said, limit=e.limit, value=e.value, unit=e.unit) from e
         except Exception as e:  # whatever a parser makes of bytes that a guest wrote
             raise self._other(f"a {suffix} table", e) from e
 
@@ -109,58 +97,3 @@ class OutputFile:
 
     def __repr__(self) -> str:
         return f"<OutputFile {self.stage}/{self.path} · {self.size:,} bytes>"
-
-
-def _parquet(data: bytes) -> pd.DataFrame:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    file = parquet.ParquetFile(pa.BufferReader(data))
-    return _bounded(file.iter_batches(batch_size=BATCH_ROWS), file.schema_arrow)
-
-
-def _arrow(data: bytes) -> pd.DataFrame:
-    import pyarrow as pa
-
-    file = pa.ipc.open_file(pa.BufferReader(data))
-    return _bounded((file.get_batch(n) for n in range(file.num_record_batches)), file.schema)
-
-
-def _bounded(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pd.DataFrame:
-    import pyarrow as pa
-
-    kept, size = [], 0
-    for batch in batches:
-        size += batch.nbytes
-        if size > MAX_FRAME_BYTES:
-            raise LimitExceeded("", limit="frame")
-        kept.append(batch)
-    return pa.Table.from_batches(kept, schema=schema).to_pandas()  # type: ignore[no-any-return]
-
-
-def _csv(data: bytes) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.read_csv(io.BytesIO(data))
-
-
-def _records(data: bytes) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(json.loads(data))
-
-
-def _lines(data: bytes) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame([json.loads(line) for line in data.splitlines() if line.strip()])
-
-
-_READERS: dict[str, Callable[[bytes], pd.DataFrame]] = {
-    ".parquet": _parquet,
-    ".arrow": _arrow,
-    ".feather": _arrow,
-    ".csv": _csv,
-    ".json": _records,
-    ".jsonl": _lines,
-}

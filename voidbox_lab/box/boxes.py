@@ -19,6 +19,7 @@ from voidbox_lab import images
 from voidbox_lab.box.birth import DISK_LOCKED, Birth, BrokenTemplate, NotRestored
 from voidbox_lab.box.boot_data import TEMPLATE_BOOT_DATA
 from voidbox_lab.box.box import Box
+from voidbox_lab.box.composing import composed
 from voidbox_lab.box.egress import OpenEgress
 from voidbox_lab.box.mounting import Unseen
 from voidbox_lab.box.pool import Pool
@@ -114,7 +115,7 @@ class Boxes:
 
     async def recipe(self, *, memory_mb: int = 512, vcpus: int = 1, rootfs: Rootfs | None = None) -> Recipe:
         """What a box of these is made by; see `open`."""
-        found = await run_sync(images.compose, self._settings, rootfs or Rootfs())
+        found = await composed(self._settings, rootfs or Rootfs())
         return Recipe(found, memory_mb, vcpus, (await self.verdict(found)).accelerator)
 
     async def open(

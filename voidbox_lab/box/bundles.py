@@ -22,8 +22,8 @@ from voidbox_lab.wire import protocol as p
 
 Kind = Literal["dir", "file", "link", "same"]
 Why = Literal["link", "special", "unreadable", "path"]
-"""Why something is left out: a symbolic link, or one that leads out; a device, socket or FIFO; no right to read
-it; a name that is no path of ours, or too deep."""
+"""Why something is left out: a symbolic link, or one that leads out or is no UTF-8; a device, socket or FIFO; no
+right to read it; a name that is no path of ours, or too deep."""
 KINDS: dict[int, Kind] = {bundle.DIRECTORY: "dir", bundle.FILE: "file", bundle.LINK: "link", bundle.SAME: "same"}
 MAX_SHOWN = 8
 """Of what was left out, so many are named."""
@@ -125,7 +125,8 @@ class _Seen:
 
     def __init__(self, path: str, max_files: int, max_bytes: int, left_out: LeftOut) -> None:
         self._path, self._max_files, self._max_bytes, self._left_out = path, max_files, max_bytes, left_out
-        self._dirs, self._others, self._bytes = {""}, set[str](), 0
+        self._dirs, self._others = {""}, set[str]()
+        self._entries = self._bytes = 0
         self._entry: bundle.Entry | None = None
         self._name: str | None = None
 
@@ -134,14 +135,21 @@ class _Seen:
             self._entry, self._name = entry, self._begun(entry)
         if self._name is None:
             return None
-        if entry.kind == bundle.LINK and not bundle.stays_inside(entry.path, data):
-            raise _malformed("a link leads out of it")
+        if entry.kind == bundle.LINK:
+            if not bundle.stays_inside(entry.path, data):
+                raise _malformed("a link leads out of it")
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                self._left_out.add(self._name, "link")
+                return None
         return Packed(KINDS[entry.kind], self._name, bool(entry.mode & 0o111), data, last)
 
     def _begun(self, entry: bundle.Entry) -> str | None:
         """The path of a new entry; None for one that cannot be kept, which is let go by."""
+        self._entries += 1  # those that are let go by as well: there must be an end
         self._bytes += entry.size
-        if self._bytes > self._max_bytes or len(self._dirs) + len(self._others) > self._max_files:
+        if self._bytes > self._max_bytes or self._entries > self._max_files:
             raise too_large(self._path, self._max_files, self._max_bytes)
         try:
             name = check_relative(entry.path.decode())

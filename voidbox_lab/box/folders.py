@@ -108,7 +108,8 @@ async def bring_back(box: Box, copied: Sequence[Copied], aside: str) -> AsyncGen
         aside: what the box made is put into a new directory of this name if it cannot be put where it belongs.
 
     Raises:
-        UserError: the folder was changed on the host as well (cause ``mount-conflict``), or cannot be written.
+        UserError: what was changed does not go together with what is on the host now (cause ``mount-conflict``),
+            or the folder cannot be written.
         CommandFailed: something in it cannot be read by the box's own user (cause ``mount``).
         LimitExceeded: it has grown too large, or not within `COPY_S`; nothing was written then.
     """
@@ -143,11 +144,11 @@ async def _back(box: Box, one: Copied, aside: str) -> Mounted:
                 "have it removed before the end.",
                 cause="mount",
             )
-        changed = staging.changed()
+        files = [found for path in staging.changed() if (found := staging.after.entries[path]).kind == "file"]
+        event = _event(one.mount, "out", len(files), sum(found.size for found in files), staging.after)
         with anyio.CancelScope(shield=True):  # all of it, once begun
             await run_sync(staging.apply, aside)
-        files = [found for path in changed if (found := staging.after.entries[path]).kind == "file"]
-        return _event(one.mount, "out", len(files), sum(found.size for found in files), staging.after)
+        return event
     finally:
         with anyio.CancelScope(shield=True):
             await run_sync(staging.close)

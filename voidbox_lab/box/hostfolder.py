@@ -105,7 +105,7 @@ class HostFolder:
             UserError: a file cannot be read, or changes while it is read (cause ``mount``).
             LimitExceeded: more than `MAX_ENTRIES` or `MAX_BYTES` (cause ``mount``).
         """
-        return self._directory(os.open(".", _DIRECTORY, dir_fd=self.fd), "", 0, contents)
+        yield from self._directory(self.fd, ".", "", 0, contents)
 
     def contents(self) -> Contents:
         """What is in it now. Errors as `read`."""
@@ -136,6 +136,15 @@ class HostFolder:
         except OSError:
             return "other"
 
+    def link(self, path: str) -> Found | None:
+        """The link that is at `path` now, if that is one and no link is on the way."""
+        parent, _, name = path.rpartition("/")
+        try:
+            with self.directory(parent) as fd:
+                return Found("link", target=os.readlink(name, dir_fd=fd))
+        except OSError:
+            return None
+
     def directory(self, path: str) -> _Open:
         """A descriptor of the directory at `path` in it, as a context; no link on the way. Raises OSError."""
         fd = os.open(".", _DIRECTORY, dir_fd=self.fd)
@@ -150,7 +159,11 @@ class HostFolder:
     def _shown(self, path: str) -> str:
         return f"{self.path.rstrip('/')}/{path}"
 
-    def _directory(self, fd: int, prefix: str, depth: int, contents: Contents) -> Iterator[bytes]:
+    def _directory(self, parent: int, name: str, prefix: str, depth: int, contents: Contents) -> Iterator[bytes]:
+        try:
+            fd = os.open(name, _DIRECTORY, dir_fd=parent)
+        except OSError as e:
+            raise self._unreadable(prefix, e) from None
         try:
             with os.scandir(fd) as scan:
                 names = []
@@ -190,13 +203,9 @@ class HostFolder:
             if depth >= MAX_DEPTH:
                 contents.left_out.add(path, "path")
                 return
-            try:
-                below = os.open(name, _DIRECTORY, dir_fd=parent)
-            except OSError as e:
-                raise self._unreadable(path, e) from None
             contents.entries[path] = Found("dir")
             yield bundle.head(bundle.DIRECTORY, 0o755, encoded)
-            yield from self._directory(below, f"{path}/", depth + 1, contents)
+            yield from self._directory(parent, name, f"{path}/", depth + 1, contents)
         elif st.S_ISREG(info.st_mode):
             yield from self._file(parent, name, path, contents)
         else:

@@ -11,6 +11,8 @@ import os
 import secrets
 import shutil
 import stat as st
+from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +22,8 @@ from voidbox_lab.errors import ProviderError, UserError
 
 MAX_NAMED = 5
 """Conflicts that a message names."""
+MAX_LINKS = 40
+"""Links on the way to a file; the kernel opens nothing behind more (path_resolution(7))."""
 
 
 class Staging:
@@ -68,7 +72,7 @@ class Staging:
         if item.kind == "dir":
             self.after.entries[item.path] = Found("dir")
         elif item.kind == "link":
-            self.after.entries[item.path] = Found("link", target=os.fsdecode(item.data))
+            self.after.entries[item.path] = Found("link", target=item.data.decode())
         elif item.kind == "same":
             found = self._before.entries.get(item.path)
             if found is None or found.kind != "file":
@@ -104,9 +108,9 @@ class Staging:
     def apply(self, aside: str) -> None:
         """Put everything into its place, and remove what the box removed.
 
-        If somebody changed on the host what the box changed as well, nothing is put there: what the box made is in
-        the new directory `aside` of the folder then. What only one of them changed is no conflict, so that two
-        boxes may work on one folder.
+        If what the box changed does not go together with what is on the host now, nothing is put there: what the
+        box made is in the new directory `aside` of the folder then, as is the rest of it if writing fails
+        half-way. What only one of them changed is no conflict, so that two boxes may work on one folder.
 
         Raises:
             UserError: there was such a conflict (cause ``mount-conflict``); or writing failed (cause ``mount``).
@@ -115,23 +119,77 @@ class Staging:
         changed = self.changed()
         removed = [path for path in before if path not in after]
         becoming = {p for p in changed if p in before and before[p].kind != after[p].kind}
-        conflicts = [
-            path
-            for path in (*changed, *removed)
-            # Below what was no directory there was nothing; whether it is still none is asked once, above.
-            if not (path not in before and _above(path) & becoming)
-            and self._folder.look(path) not in (before.get(path), after.get(path))
-        ]
-        try:
-            if conflicts:
+        if conflicts := self._conflicts(changed, removed, becoming):
+            try:
                 raise self._conflict(conflicts, self._aside(changed, aside))
+            except OSError as e:
+                raise self._refused(e) from None
+        left = deque(changed)
+        try:
             # What becomes something else is removed first, from the leaves on.
             for path in sorted((*removed, *becoming), reverse=True):
                 self._remove(path)
-            for path in changed:
-                self._place(self._folder, path)
+            while left:
+                self._place(self._folder, left[0])
+                left.popleft()
         except OSError as e:
-            raise self._refused(e) from None
+            raise self._stopped(e, left, aside) from None
+
+    def _conflicts(self, changed: Sequence[str], removed: Sequence[str], becoming: set[str]) -> list[str]:
+        """Where something else is on the host now than the box was given, and was to have."""
+        before, after, new = self._before.entries, self.after.entries, set(changed)
+        found = [path for path in (*changed, *removed) if self._is_other(path, new, becoming)]
+        for path in (*becoming, *removed):
+            goes = path in becoming or _above(path) & becoming
+            if goes and before[path].kind == "dir" and self._holds_more(path):
+                found.append(path)
+        found += [path for path in changed if after[path].kind == "link" and self._leads_out(path, new)]
+        return list(dict.fromkeys(found))
+
+    def _is_other(self, path: str, changed: set[str], becoming: set[str]) -> bool:
+        """Whether the host has at `path` neither what it had nor what it is to have, or no place for it."""
+        before, after, look = self._before.entries, self.after.entries, self._folder.look
+        if path in before:
+            return look(path) not in (before[path], after.get(path))
+        if _above(path) & becoming:
+            return False  # below what was no directory there was nothing; whether it is still none is asked there
+        parent = path.rpartition("/")[0]
+        if parent and parent not in changed and look(parent) != Found("dir"):
+            return True
+        return look(path) not in (None, after[path])
+
+    def _holds_more(self, path: str) -> bool:
+        """Whether the directory at `path` on the host has something that the box was not given."""
+        try:
+            with self._folder.directory(path) as fd, os.scandir(fd) as scan:
+                return any(f"{path}/{item.name}" not in self._before.entries for item in scan)
+        except OSError:
+            return False  # it is no directory any more
+
+    def _leads_out(self, path: str, changed: set[str]) -> bool:
+        """Whether the link that the box has at `path` leads out of the folder once all is in its place: through a
+        link of the host's that the box was not given."""
+        at, rest = path.split("/"), deque[str]()
+        links = 0
+        while True:
+            here = "/".join(at)
+            found = self.after.entries[here] if here in changed else self._folder.link(here)
+            if found is not None and found.kind == "link":
+                links += 1
+                if links > MAX_LINKS:
+                    return False
+                if found.target.startswith("/"):
+                    return True
+                at.pop()
+                rest.extendleft(reversed(found.target.split("/")))
+            while rest and rest[0] in ("", ".", ".."):
+                if rest.popleft() == "..":
+                    if not at:
+                        return True
+                    at.pop()
+            if not rest:
+                return False
+            at.append(rest.popleft())
 
     def _remove(self, path: str) -> None:
         parent, _, name = path.rpartition("/")
@@ -152,6 +210,8 @@ class Staging:
                     os.mkdir(name, dir_fd=fd)
                 return
             if found.kind == "link":
+                with suppress(FileNotFoundError):  # one that found no place
+                    os.unlink("link", dir_fd=self._fd)
                 os.symlink(found.target, "link", dir_fd=self._fd)
                 os.rename("link", name, src_dir_fd=self._fd, dst_dir_fd=fd)
                 return
@@ -177,8 +237,8 @@ class Staging:
         finally:
             os.close(file)
 
-    def _aside(self, changed: list[str], name: str) -> str:
-        """What the box changed, in a new directory of the folder; its path."""
+    def _aside(self, changed: Iterable[str], name: str) -> str:
+        """What the box changed, in a new directory of the folder; its path. Raises OSError."""
         for n in range(1, 100):
             chosen = name if n == 1 else f"{name}-{n}"
             try:
@@ -200,9 +260,20 @@ class Staging:
     def _conflict(self, paths: list[str], place: str) -> UserError:
         named = ", ".join(paths[:MAX_NAMED]) + (f" and {len(paths) - MAX_NAMED} more" if paths[MAX_NAMED:] else "")
         return UserError(
-            f"The folder {self._folder.path} was changed on the host where the box changed it as well ({named}), "
-            f"so nothing was written there; what the box made is in {place}.",
+            f"What the box changed in the folder {self._folder.path} does not go together with what is there now "
+            f"({named}), so nothing was written; what the box made is in {place}.",
             cause="mount-conflict",
+        )
+
+    def _stopped(self, error: OSError, left: Iterable[str], aside: str) -> UserError:
+        """Writing has ended half-way."""
+        rest = "is lost"
+        with suppress(OSError):
+            rest = f"is in {self._aside(left, aside)}"
+        return UserError(
+            f"Writing to the folder {self._folder.path} ended half-way ({error.strerror}): a part of what the box "
+            f"changed is there now, and the rest {rest}.",
+            cause="mount",
         )
 
     def _refused(self, error: OSError) -> UserError:

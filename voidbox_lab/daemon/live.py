@@ -16,8 +16,9 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from starlette.types import ASGIApp
 
-from voidbox_lab import agents, images
+from voidbox_lab import agents
 from voidbox_lab.box import Box, Boxes
+from voidbox_lab.box.composing import composed
 from voidbox_lab.box.egress import Close, OpenEgress
 from voidbox_lab.engine import StageJob
 from voidbox_lab.errors import ProviderError, UserError, VoidboxError
@@ -102,7 +103,7 @@ class LiveBackend:
     async def identity(self, box: VoidBoxSpec) -> str:
         """See `Backend`."""
         layer = agents.adapter(box.adapter).layer
-        image = await anyio.to_thread.run_sync(images.compose, self._settings, box.rootfs(layer))
+        image = await composed(self._settings, box.rootfs(layer))
         script = self._gateway.script_digest(box.model) if box.model is not None else None
         return digest_json([image.digest, layer, script])
 

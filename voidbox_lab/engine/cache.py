@@ -62,14 +62,16 @@ class StageCache:
         """The run of the last hit: a run's stages mostly have their results from one."""
 
     async def identity(self, job: StageJob) -> str | None:
-        """What `job` would run on now; None if its result is not to be kept: with a volume it reads what is not in
-        its spec, and leaves more than its answer; so it does with a folder that it may write to. A folder that it
-        may only read counts by what is in it."""
-        if job.box.volumes or any(not mount.read_only for mount in job.box.mounts):
+        """What `job` would run on now; None if its result is not to be kept: from a volume or the network it reads
+        what is not in its spec, and there it leaves more than its answer; so it does in a folder that it may write
+        to. A folder that it may only read counts by what is in it."""
+        box = job.box
+        writable = any(not mount.read_only for mount in box.mounts)
+        if box.volumes or writable or box.effective_policy.network != "none":
             return None
         try:
-            found = await self._identify(job.box)
-            folders = [await to_thread.run_sync(_folder, mount.source) for mount in job.box.mounts]
+            found = await self._identify(box)
+            folders = [await to_thread.run_sync(_folder, mount.source) for mount in box.mounts]
             return digest_json([found, folders]) if folders else found
         except VoidboxError as e:
             log.debug("%s/%s has no key: %s", job.run, job.box.name, e)

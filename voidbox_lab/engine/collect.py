@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+
+import anyio
 
 from voidbox_lab.agents import Parser
 from voidbox_lab.box.bundles import LeftOut, Packed
@@ -16,6 +18,8 @@ from voidbox_lab.spec import InputFile
 from voidbox_lab.spec.events import FileKept, Notice
 from voidbox_lab.store import MAX_EVENT_BYTES
 
+COLLECT_S = 300.0
+"""Bound on keeping the files of a stage, in seconds: `MAX_BYTES` at less than a megabyte a second."""
 OUTPUT_DIR = f"{WORKSPACE}/{OUTPUT}"
 MAX_FILES = 256
 """Files that a stage may leave."""
@@ -56,6 +60,21 @@ def answer(job: StageJob, parser: Parser, ended: Exit) -> str:
         exit_code=ended.code,
         cause="agent-failed",
     )
+
+
+@contextmanager
+def collecting(job: StageJob) -> Iterator[None]:
+    """Bound on `kept_files`: a guest that sends a byte now and then makes progress, and never ends."""
+    with anyio.move_on_after(COLLECT_S) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise LimitExceeded(
+            f"Stage {job.box.name!r} was stopped: keeping what it left in {OUTPUT_DIR} took longer than "
+            f"{COLLECT_S:g} s; have it leave less, or try again when this machine is less busy.",
+            limit="time",
+            value=COLLECT_S,
+            unit="s",
+        )
 
 
 async def kept_files(box: Box, job: StageJob, emit: Emit) -> dict[str, InputFile]:

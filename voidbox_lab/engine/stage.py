@@ -17,7 +17,7 @@ import anyio
 from voidbox_lab.agents import Adapter, Launch, Parser
 from voidbox_lab.box.folders import at_first, bring_back, mounted
 from voidbox_lab.box.trouble import first_error
-from voidbox_lab.engine.collect import answer, kept_files, shortened
+from voidbox_lab.engine.collect import answer, collecting, kept_files, shortened
 from voidbox_lab.engine.job import Emit, Host, Moved, NoSession, Result, Session, StageJob
 from voidbox_lab.engine.lines import Lines
 from voidbox_lab.engine.making import noticed
@@ -100,7 +100,8 @@ async def run_stage(
             if trouble := session.trouble():
                 raise trouble from e
             raise
-        files = await kept_files(box, job, emit)
+        with collecting(job):
+            files = await kept_files(box, job, emit)
         async with aclosing(bring_back(box, copied, f"voidbox-{job.run}-{job.box.name}")) as brought:
             async for event in brought:
                 await emit(event)

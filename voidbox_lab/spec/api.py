@@ -11,7 +11,7 @@ from voidbox_lab.spec.hostmount import HostMounts
 from voidbox_lab.spec.policy import Policy
 from voidbox_lab.spec.run import BoxFacts, RunState
 from voidbox_lab.spec.voidbox import MIN_MEMORY_MB
-from voidbox_lab.spec.volume import Mounts
+from voidbox_lab.spec.volume import Mounts, check_places
 
 API_VERSION = 3
 """Raised when an old client could misread a new daemon."""
@@ -81,6 +81,11 @@ class ExecRequest(Spec):
     mounts: HostMounts = ()
     """What it changed in a writable one is brought back if it ends with exit code 0."""
 
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        check_places([m.place for m in self.volumes] + [m.place for m in self.mounts])
+        return self
+
 
 MAX_SHELL_MESSAGE = 64 * 1024
 """Bytes of the longest WebSocket message of a shell, either way."""
@@ -121,6 +126,7 @@ class ShellRequest(Spec):
     def _whole(self) -> Self:
         if (self.run is None) is not (self.stage is None):
             raise ValueError("a stage is named by both run and stage")
+        check_places([m.place for m in self.volumes] + [m.place for m in self.mounts])
         return self
 
 

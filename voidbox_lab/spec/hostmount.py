@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from voidbox_lab.spec.base import Spec
 from voidbox_lab.spec.policy import GuestPath
-from voidbox_lab.spec.volume import MAX_MOUNTS, check_mount_path
+from voidbox_lab.spec.volume import MAX_MOUNTS, check_mount_path, check_places
 
 
 def _check_source(path: str) -> str:
@@ -49,9 +49,19 @@ class HostMount(Spec):
             raise ValueError(f"{value!r} is not FOLDER:PATH or FOLDER:PATH:rw, such as /srv/data:/data")
         return {"source": source, "path": path, "read_only": mode == "ro"}
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """For `check_places`."""
+        return f"mount {self.source!r}", self.path
+
     def __str__(self) -> str:
         return f"{self.source}:{self.path}:{'ro' if self.read_only else 'rw'}"
 
 
-HostMounts = Annotated[tuple[HostMount, ...], Field(max_length=MAX_MOUNTS)]
-"""The folders of one box."""
+def _check_mounts(mounts: tuple[HostMount, ...]) -> tuple[HostMount, ...]:
+    check_places([mount.place for mount in mounts])
+    return mounts
+
+
+HostMounts = Annotated[tuple[HostMount, ...], Field(max_length=MAX_MOUNTS), AfterValidator(_check_mounts)]
+"""The folders of one box: none at the place of another, nor within."""

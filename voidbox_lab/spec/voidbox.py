@@ -135,11 +135,8 @@ class VoidBoxSpec(Spec):
 
     @model_validator(mode="after")
     def _places(self) -> VoidBoxSpec:
-        check_places(
-            {f"volume {m.volume!r}": m.path for m in self.volumes}
-            | {f"mount {m.source!r}": m.path for m in self.mounts}
-            | {f"skill {s.name!r}": s.place for s in self.images}
-        )
+        images = [(f"skill {skill.name!r}", skill.place) for skill in self.images]
+        check_places([m.place for m in self.volumes] + [m.place for m in self.mounts] + images)
         if any(isinstance(s, AgentSkill) for s in self.skills) and self.agent not in {"lab-agent", self.adapter}:
             raise ValueError(f"the agent is {self.agent!r}, but a skill says {self.adapter!r}; keep one of them")
         return self

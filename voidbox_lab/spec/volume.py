@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
+from itertools import permutations
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
@@ -75,6 +76,11 @@ class Mount(Spec):
             raise ValueError(f"{value!r} is not VOLUME:PATH or VOLUME:PATH:ro, such as cache:/data")
         return {"volume": volume, "path": path, "read_only": mode == "ro"}
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """For `check_places`."""
+        return f"volume {self.volume!r}", self.path
+
     def __str__(self) -> str:
         return f"{self.volume}:{self.path}{':ro' if self.read_only else ''}"
 
@@ -83,16 +89,15 @@ def _check_mounts(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
     names = [mount.volume for mount in mounts]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"volume {twice[0]!r} is named twice")
-    check_places({f"volume {mount.volume!r}": mount.path for mount in mounts})
+    check_places([mount.place for mount in mounts])
     return mounts
 
 
-def check_places(places: Mapping[str, str]) -> None:
-    """That no two of `places`, by what they are of, are in each other's way. `ValueError` if they are."""
-    for name, outer in places.items():
-        for other, inner in places.items():
-            if name != other and (inner + "/").startswith(outer + "/"):
-                raise ValueError(f"the {name} at {outer!r} and the {other} at {inner!r} are in each other's way")
+def check_places(places: Iterable[tuple[str, str]]) -> None:
+    """That no two of `places`, what has it and where, are in each other's way. `ValueError` if they are."""
+    for (name, outer), (other, inner) in permutations(places, 2):
+        if (inner + "/").startswith(outer + "/"):
+            raise ValueError(f"the {name} at {outer!r} and the {other} at {inner!r} are in each other's way")
 
 
 Mounts = Annotated[tuple[Mount, ...], Field(max_length=MAX_MOUNTS), AfterValidator(_check_mounts)]
