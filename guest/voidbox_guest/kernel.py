@@ -21,6 +21,7 @@ _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _UMOUNT_NOFOLLOW, _FIFREEZE = 8, 0xC0045877
 _RB_POWER_OFF = 0x4321FEDC
+_CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC = 436, 4
 _FINIT_MODULE = 313  # x86-64; 273 on arm64
 
 
@@ -65,6 +66,11 @@ def become_subreaper() -> None:
 def no_new_privileges() -> None:
     """From here on execve(2) grants nothing: set-uid bits and file capabilities are ignored, for ever."""
     check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+
+
+def keep_from_exec(first: int) -> None:
+    """Descriptors from `first` on do not outlive the next execve(2) (close_range(2), CLOSE_RANGE_CLOEXEC)."""
+    check(syscall(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(-1), _CLOSE_RANGE_CLOEXEC), "close_range")
 
 
 def set_name(name: bytes) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from _collections import deque
 from _signal import SIGHUP, SIGKILL, SIGTERM
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
+from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 from errno import EIO
 from select import POLLHUP, poll
 from time import monotonic
@@ -145,7 +145,7 @@ class Running(Handler):
         report = LISTENER
         try:
             while report == LISTENER:
-                report, passed, _, _ = self._report.recvmsg(MAX_REPORT, 64)
+                report, passed, _, _ = self._report.recvmsg(MAX_REPORT, 64, MSG_CMSG_CLOEXEC)
                 for _, _, descriptor in passed:
                     self._oversight.listen(int.from_bytes(descriptor[:4], "little"))
         except BlockingIOError:

@@ -51,6 +51,14 @@ async def test_nothing_is_inherited(box: Box) -> None:
     assert int(done.stdout.split()[1], 16) == 0
 
 
+async def test_a_descriptor_that_is_not_close_on_exec_is_not_inherited(tmp_path: Path) -> None:
+    """`spawn` relies on no flag that somebody may have forgotten."""
+    patch = "import os; os.set_inheritable(os.open('/dev/null', os.O_RDONLY), True)"
+    async with guest_box(tmp_path, patch) as box:
+        done = await box.run(["ls", "/proc/self/fd"], cwd="/")
+    assert done.stdout.split() == [b"0", b"1", b"2", b"3"]
+
+
 async def test_stdin_bytes_and_end(box: Box) -> None:
     """More than a window and a pipe hold goes in and comes out."""
     data = os.urandom(3 * WINDOW)

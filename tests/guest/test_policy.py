@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from tests.guest.harness import connected, guest_box, start_guest
 from voidbox_lab.box import Box
+from voidbox_lab.box.process import Pty
 from voidbox_lab.errors import UserError, VoidboxError
 from voidbox_lab.spec import Policy
 
@@ -43,6 +45,19 @@ async def test_commands_and_calls_are_denied_and_told(box: Box, tmp_path: Path) 
     assert [(d.rule, d.subject, d.count) for d in done.denied] == [("syscalls.memfd", "memfd_create", 1)]
     with pytest.raises(UserError, match="allowlist of this stage does not name"):
         await box.run([str(tmp_path / "mine")], cwd="/")
+
+
+@pytest.mark.parametrize("pty", [None, Pty(24, 80)])
+async def test_no_command_inherits_the_listener_of_another(box: Box, pty: Pty | None) -> None:
+    """Whoever had it could answer in the supervisor's place. Twice over: closed by its flag, and by `spawn`."""
+    async with await box.start_exec(["sh", "-c", "echo; read x"], cwd="/", stdin=True) as watched:
+        assert await watched.stdout.receive() == b"\n"
+        async with await box.start_exec(["ls", "/proc/self/fd"], cwd="/", pty=pty) as other:
+            assert (await other.stdout.receive()).split() == [b"0", b"1", b"2", b"3"]  # 3: the directory ls reads
+        guest = Path(f"/proc/{watched.pid}/stat").read_text().rpartition(")")[2].split()[1]
+        said = {int(fd.name): fd.read_text() for fd in Path(f"/proc/{guest}/fdinfo").iterdir()}
+        assert len(said) > 6
+        assert not [fd for fd, text in said.items() if fd > 2 and not int(text.split()[3], 8) & os.O_CLOEXEC]
 
 
 async def test_commands_keep_the_policy_they_began_with(box: Box, tmp_path: Path) -> None:
