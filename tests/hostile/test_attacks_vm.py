@@ -152,13 +152,28 @@ async def test_programs_beside_the_allowlist(box: Box) -> None:
         attempt("memfd", os.memfd_create, "x")
         attempt("loader", run, "/lib64/ld-linux-x86-64.so.2", "/usr/bin/git", "--version")
         attempt("loaded", run, "/lib64/ld-linux-x86-64.so.2", "/workspace/copy", "--version")
+        loader = "ld-linux-x86-64.so.2"
+        os.symlink(f"/lib64/{loader}", "/tmp/loader")
+        os.symlink("/proc/self/cwd", "here")
+        for name, way in {
+            "link": "/tmp/loader",
+            "cwd": f"cd /lib64; /proc/self/cwd/{loader}",
+            "here": f"cd /lib64; $OLDPWD/here/{loader}",
+            "devfd": "/dev/fd/9",
+            "thread": "/proc/thread-self/fd/9",
+            "long": "cd /lib64; " + "./" * 2035 + loader,
+        }.items():
+            attempt(name, run, "sh", "-c", f"exec 9</lib64/{loader}; {way} /usr/bin/git --version")
+        attempt("itself", run, "sh", "-c", "/proc/self/exe -c true && /dev/fd/9 -c true 9</bin/sh")
         fd = os.open("/usr/bin/git", os.O_RDONLY)
         attempt("fd", lambda: os.execve(fd, ["git", "--version"], {}))
         """,
     )
     found = outcomes(done)
+    assert found.pop("itself") == "ok", "what is allowed may find itself so"
     assert set(found) == {
         "direct", "shell", "copy", "symlink", "hardlink", "script", "own", "memfd", "loader", "loaded", "fd",
+        "link", "cwd", "here", "devfd", "thread", "long",
     }  # fmt: skip
     assert "ok" not in found.values(), done.stdout
     assert {"commands", "syscalls.memfd"} <= rules(done)
