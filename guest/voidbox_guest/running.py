@@ -126,7 +126,7 @@ class Running(Handler):
         for fd in outputs.values():
             os.set_blocking(fd, False)
         self._report.setblocking(False)
-        self._loop.watch(self._report.fileno(), READ, self._reported)
+        self._loop.watch(self._report.fileno(), READ, lambda _: self._call.guarded(self._reported))
         for channel, fd in outputs.items():
             self._listen(channel, fd)
         if STDERR not in outputs:
@@ -140,7 +140,7 @@ class Running(Handler):
 
     # from the child
 
-    def _reported(self, _: int) -> None:
+    def _reported(self) -> None:
         assert self._report is not None
         report = LISTENER
         try:
@@ -157,9 +157,8 @@ class Running(Handler):
             self._call.event({"started": self._pid})
             return
         stage, number, *_rest = report.decode("ascii", "replace").split(":")
-        error = self._commands.explain(stage, int(number), self._command)
         self._dropped = True
-        self._call.fail(error)
+        self._call.fail(self._commands.explain(stage, int(number), self._command))
 
     def look(self) -> None:
         """Tell the host what the policy denied until now."""
@@ -218,7 +217,7 @@ class Running(Handler):
         self._end_time = monotonic()
         self._status = status
         if self._report is not None:
-            self._reported(0)
+            self._call.guarded(self._reported)
         self.look()
         if status:
             try:

@@ -16,6 +16,7 @@ from errno import EACCES, EFAULT, EPERM
 from fcntl import ioctl
 
 from . import seccomp
+from .calls import printable
 from .lookup import View
 from .loop import BROKEN, READ
 from .syscalls import GROUPS, numbers
@@ -148,7 +149,7 @@ class Supervisor:
         return EACCES
 
     def _tell(self, rule: str, subject: str, message: str, program: str) -> None:
-        self._denials.add(rule, _printable(subject), _printable(message), program)
+        self._denials.add(rule, printable(subject), printable(message), program)
 
 
 def _string(memory: int, address: int) -> bytes:
@@ -189,13 +190,8 @@ def _comm(pid: int) -> str:
     except OSError:
         return ""
     try:
-        return _printable(os.read(fd, 64).rstrip(b"\n").decode("utf-8", "replace"))
+        return printable(os.read(fd, 64).rstrip(b"\n").decode("utf-8", "replace"))
     except OSError:
         return ""
     finally:
         os.close(fd)
-
-
-def _printable(text: str) -> str:
-    """`text` without what is no character: it came out of a program's memory."""
-    return "".join(c if c.isprintable() else "�" for c in text)

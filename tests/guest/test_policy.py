@@ -134,6 +134,17 @@ async def test_scripts_are_what_interprets_them(box: Box, tmp_path: Path) -> Non
             await box.run([f"{tools}/{name}"], cwd="/")
 
 
+async def test_names_that_are_no_text_cost_one_command(box: Box, tmp_path: Path) -> None:
+    """The refusal names the file, whatever bytes its name is of, and the box goes on."""
+    program = os.fsencode(tmp_path) + b"/\xff\x1b[31m"
+    Path(os.fsdecode(program)).write_bytes(b"#!/bin/sh\n")
+    Path(os.fsdecode(program)).chmod(0o755)
+    (tmp_path / "link").symlink_to(os.fsdecode(program))
+    with pytest.raises(UserError, match=r"does not name .*/\ufffd\ufffd\[31m"):
+        await box.run([f"{tmp_path}/link"], cwd="/")
+    assert (await box.run(["true"], cwd="/")).exit_code == 0
+
+
 async def test_what_is_listed_may_execute_itself(box: Box, tmp_path: Path) -> None:
     """Many a program runs /proc/self/exe, and fexecve(3) what is open: to the supervisor that is the caller's."""
     (tmp_path / "again").symlink_to("/proc/self/exe")
