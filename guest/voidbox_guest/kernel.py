@@ -83,6 +83,20 @@ def make_undumpable() -> None:
     check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
 
 
+def share_memory(shared: bool) -> None:
+    """Whether processes of one user may have each other's memory, by /proc/PID/mem and ptrace(2).
+
+    Yama's ptrace_scope, for the whole box; nothing happens where the kernel has no Yama. Raises OSError."""
+    try:
+        fd = os.open("/proc/sys/kernel/yama/ptrace_scope", os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.write(fd, b"0" if shared else b"2")
+    finally:
+        os.close(fd)
+
+
 def power_off() -> None:
     """Write back and power off (reboot(2)). Returns only on failure."""
     os.sync()

@@ -179,6 +179,9 @@ class Policy:
             rules.filter = seccomp.program(opened, ask_exec=not {"mount", "userfaultfd"} & set(opened))
         try:
             self._places.close(programs)
+            if self._places.privileged:
+                # By /proc/PID/mem too, which the filter does not see.
+                kernel.share_memory("ptrace" in opened)
         except OSError as error:
             if rules.ruleset >= 0:
                 os.close(rules.ruleset)
