@@ -49,7 +49,8 @@ def _table() -> dict[int, tuple[str, str]]:
             _BY_NUMBER.update({number[name]: (group, name) for name in names if name in number})
         for name in ("clone", "unshare"):
             _BY_NUMBER[number[name]] = ("namespaces", name)
-        _BY_NUMBER[number["socket"]] = ("packet-sockets", "socket")
+        for name in ("socket", "socketpair"):
+            _BY_NUMBER[number[name]] = ("packet-sockets", name)
         for name in ("execve", "execveat"):
             _BY_NUMBER[number[name]] = ("", name)
     return _BY_NUMBER
@@ -110,13 +111,15 @@ class Supervisor:
         if not group:
             return self._exec(pid, name, arguments, request)
         subject = name
-        if name == "socket":
-            family = arguments[0] & 0xFFFFFFFF
+        if group == "packet-sockets":
+            family, kind, protocol = (value & 0xFFFFFFFF for value in arguments[:3])
             group = "af-vsock" if family == seccomp.VSOCK else group
-            if family in (_INET, _INET6):
-                subject = "socket(SOCK_RAW)" if arguments[1] & 0xF == _RAW else "socket of an unusual type"
+            if family not in (_INET, _INET6):
+                subject = f"{name}(AF_{_FAMILIES.get(family, family)})"
+            elif kind & 0xF == _RAW:
+                subject = f"{name}(SOCK_RAW)"
             else:
-                subject = f"socket(AF_{_FAMILIES.get(family, family)})"
+                subject = f"{name} of protocol {protocol}" if protocol else f"{name} of an unusual type"
         program = _comm(pid)
         self._tell(
             f"syscalls.{group}",

@@ -43,6 +43,14 @@ async def test_commands_and_calls_are_denied_and_told(box: Box, tmp_path: Path) 
     done = await box.run(["python3", "-c", calls], cwd="/")
     assert done.stdout == b"1\n"
     assert [(d.rule, d.subject, d.count) for d in done.denied] == [("syscalls.memfd", "memfd_create", 1)]
+    calls = "import socket\nfor make, how in ((socket.socket, (2, 1, 262)), (socket.socketpair, (30, 1)), "
+    calls += "(socket.socket, (2, 5))):\n try: make(*how)\n except PermissionError as e: print(e.errno)"
+    done = await box.run(["python3", "-c", calls], cwd="/")
+    assert done.stdout == b"1\n" * 3
+    assert {d.rule for d in done.denied} == {"syscalls.packet-sockets"}
+    assert [d.subject for d in done.denied] == [
+        *("socket of protocol 262", "socketpair(AF_30)", "socket of an unusual type"),
+    ]
     with pytest.raises(UserError, match="allowlist of this stage does not name"):
         await box.run([str(tmp_path / "mine")], cwd="/")
 
