@@ -129,7 +129,7 @@ class Policy:
             # What a template was saved with, so that most boxes have nothing to make.
             self.rules = self.rules.with_limits(limits, caps)
             return self._told()
-        programs = Programs(commands)
+        programs = Programs() if commands is None else Programs(commands, self._places.real)
         self._is_default = False
         self.set(programs, read=read, write=write, places=places, opened=tuple(opened), limits=limits, caps=caps)
         return self._told()
@@ -199,6 +199,7 @@ class Policy:
         def grant(paths: Any, rights: int, *, named: bool = False) -> None:
             for path in paths:
                 if os.path.exists(path):
+                    path = self._places.real(path) if named else path
                     granted[path] = granted.get(path, 0) | rights
                 elif named:
                     raise OpError(NOT_FOUND, f"the policy names {path}, which is not in this box")

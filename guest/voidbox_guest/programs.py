@@ -50,19 +50,23 @@ class Programs:
     """The programs that a policy allows: names on PATH, absolute files, or directories that end in ``/``; None:
     all of the image's own.
 
-    Raises OpError when one is not there.
+    `real` tells the real path of one that is named, or raises OpError. Raises OpError when one is not there.
     """
 
     __slots__ = ("_listed", "_real_loaders", "loaders", "paths")
 
-    def __init__(self, wanted: list[str] | tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        wanted: list[str] | tuple[str, ...] | None = None,
+        real: Callable[[str], str] = os.path.realpath,
+    ) -> None:
         paths, missing = [], []
         for entry in programs() if wanted is None else wanted:
             path = entry if entry.startswith("/") else find_program(entry)
             if path is None or not os.path.exists(path) or entry.endswith("/") is not os.path.isdir(path):
                 missing.append(entry)
             else:
-                paths.append(os.path.realpath(path).rstrip("/") + ("/" if entry.endswith("/") else ""))
+                paths.append(real(path).rstrip("/") + ("/" if entry.endswith("/") else ""))
         if missing:
             raise OpError(NOT_FOUND, f"the policy allows what is not in this image: {', '.join(missing)[:500]}")
         self.paths = paths

@@ -175,6 +175,25 @@ async def test_no_command_inherits_the_listener_of_another(box: Box, pty: Pty | 
         assert not [fd for fd, text in said.items() if fd > 2 and not int(text.split()[3], 8) & os.O_CLOEXEC]
 
 
+@pytest.mark.parametrize("field", ["commands", "read", "write"])
+async def test_a_link_of_an_agents_does_not_change_what_a_policy_names(
+    box: Box, tmp_path: Path, field: str
+) -> None:
+    """It may have been laid in another box, on a volume: so no link at all below where agents write."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "up").symlink_to("real")
+    (tmp_path / "real" / "bin").symlink_to("/usr/bin")
+    for path in ("real/bin", "up", "up/bin"):
+        with pytest.raises(UserError, match=r"a symbolic link leads to /\S+; name what is meant"):
+            await box.apply(_policy(field, tmp_path / path))
+    await box.apply(_policy(field, tmp_path / "real"))
+    await box.apply(_policy(field, Path("/bin" if field == "commands" else "/lib64")))
+
+
+def _policy(field: str, path: Path) -> Policy:
+    return Policy.model_validate({field: ("sh", f"{path}/") if field == "commands" else (str(path),)})
+
+
 async def test_commands_keep_the_policy_they_began_with(box: Box, tmp_path: Path) -> None:
     """The next ones have the new one."""
     async with await box.start_exec(
