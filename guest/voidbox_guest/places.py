@@ -38,7 +38,7 @@ class Places:
         if self.privileged:
             kernel.mount(place, place, "", kernel.MS_BIND)
             self._close(place, True, read_only=read_only)
-            self._folders[place] = read_only
+        self._folders[place] = read_only
 
     def prepare(self) -> None:
         """Make each of `OWN` a mount of its own, and have the root grant no rights. Raises OSError."""
@@ -55,9 +55,8 @@ class Places:
 
     def disks(self) -> list[tuple[str, bool]]:
         """Where volumes and folders of the host are mounted, and whether read-only."""
-        if not self.privileged:
-            return []
-        disks = [(target, read_only) for target, kind, read_only in _mounts() if kind in _DISKS and target != "/"]
+        mounts = _mounts() if self.privileged else []
+        disks = [(target, read_only) for target, kind, read_only in mounts if kind in _DISKS and target != "/"]
         return [*disks, *self._folders.items()]
 
     def real(self, path: str) -> str:

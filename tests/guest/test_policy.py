@@ -217,7 +217,7 @@ async def test_commands_keep_the_policy_they_began_with(box: Box, tmp_path: Path
         {"read": ["relative"]},
         {"write": ["/a/../b"]},
         {"write": [1]},
-        {"places": ["/x\0"]},
+        {"write": ["/x\0"]},
         {"caps": {"pids": -1}},
         {"caps": {"memory_mb": True}},
         {"caps": {"cpus": "1"}},

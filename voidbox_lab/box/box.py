@@ -269,17 +269,14 @@ class Box:
         await self._connection.request(p.OP_PING, within_s=timeout_s)
         return anyio.current_time() - began
 
-    async def apply(self, policy: Policy, places: Sequence[str] = ()) -> None:
+    async def apply(self, policy: Policy) -> None:
         """Put `policy` in force for every command started from now on.
-
-        Args:
-            places: directories that are the agent's own besides the usual ones; made if they are not there.
 
         Raises:
             UserError: it names a program, file or directory that the box lacks (cause ``not-found``).
             ProviderError: the guest kernel cannot enforce it (cause ``unsupported``).
         """
-        await self._connection.request(p.OP_POLICY, **policy_fields(policy), places=list(places))
+        await self._connection.request(p.OP_POLICY, **policy_fields(policy))
 
     async def telemetry(self, interval_s: float = 1.0) -> AsyncIterator[Telemetry]:
         """Samples of the guest's procfs, the first at once, one per `interval_s` (at least 0.2), without end.
