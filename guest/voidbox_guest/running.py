@@ -161,8 +161,8 @@ class Running(Handler):
         self._call.fail(self._commands.explain(stage, int(number), self._command))
 
     def look(self) -> None:
-        """Tell the host what the policy denied until now."""
-        self._oversight.flush()
+        """See what the policy denied until now; it is told in its time."""
+        self._oversight.look()
 
     def _close_report(self) -> None:
         if self._report is not None:
@@ -218,7 +218,7 @@ class Running(Handler):
         self._status = status
         if self._report is not None:
             self._call.guarded(self._reported)
-        self.look()
+        self._oversight.flush()
         if status:
             try:
                 self._oom = self._tree.out_of_memory()

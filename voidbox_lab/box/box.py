@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from voidbox_lab.box import bundles, files, process
 from voidbox_lab.box.bundles import LeftOut, Packed
 from voidbox_lab.box.connection import REQUEST_S, Connection
+from voidbox_lab.box.denials import Denials
 from voidbox_lab.box.files import FileInfo, Listing, User
 from voidbox_lab.box.process import Completed, Exit, Output, Process, Pty
 from voidbox_lab.box.trouble import first_error
@@ -104,8 +105,9 @@ class Box:
         call = self._connection.open(p.OP_EXEC, **fields)
         if isinstance(stdin, bytes):
             self._connection.spawn(process.feed, call, stdin)
-        pid = await process.started(call, START_S)
-        return Process(call, tuple(argv), pid, stdin is True, pty)
+        denials = Denials()
+        pid = await process.started(call, START_S, denials)
+        return Process(call, tuple(argv), pid, stdin is True, pty, denials)
 
     async def run(
         self,
