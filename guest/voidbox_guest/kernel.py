@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+from .syscalls import numbers
+
 _libc = ctypes.CDLL(None, use_errno=True)
 syscall = _libc.syscall
 syscall.restype = ctypes.c_long  # syscall(2), for what libc has no function for; see `check`
@@ -22,7 +24,6 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _UMOUNT_NOFOLLOW, _FIFREEZE = 8, 0xC0045877
 _RB_POWER_OFF = 0x4321FEDC
 _CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC = 436, 4
-_FINIT_MODULE = 313  # x86-64; 273 on arm64
 
 
 def check(result: int, what: str) -> int:
@@ -119,7 +120,7 @@ def add_entropy(entropy: bytes) -> None:
 
 def load_module(fd: int) -> None:
     """Load the kernel module in the file `fd` (finit_module(2)). Raises OSError."""
-    check(syscall(_FINIT_MODULE, fd, b"", 0), "finit_module")
+    check(syscall(numbers()["finit_module"], fd, b"", 0), "finit_module")
 
 
 def loopback_up() -> None:
