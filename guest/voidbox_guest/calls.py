@@ -53,11 +53,18 @@ _CODES = {
 
 
 class OpError(Exception):
-    """A request cannot be done; becomes an error reply with `code`, `message` and `extra`."""
+    """A request cannot be done; becomes an error reply with `code`, `message` (made `printable`) and `extra`."""
 
     def __init__(self, code: str, message: str, **extra: Any) -> None:
         super().__init__(message)
-        self.code, self.message, self.extra = code, message, extra
+        self.code, self.message, self.extra = code, printable(message), extra
+
+
+def printable(text: str) -> str:
+    """`text` without what is no character: names of files and what comes out of memory are a program's to choose.
+
+    The wire takes no half of a surrogate pair, which is what Python makes of bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def os_error(error: OSError, what: str) -> OpError:
@@ -205,4 +212,4 @@ class Call:
         return value
 
 
-__all__ = ["Call", "Handler", "OpError", "os_error"]
+__all__ = ["Call", "Handler", "OpError", "os_error", "printable"]

@@ -42,16 +42,17 @@ class Capture:
             raise OpError(BAD_REQUEST, "only a box catches connections")
         from . import names, netlink
 
-        first, self._names = self._names is None, self._names or names.Names()
-        self._proxy.open(CAPTURE_PORT, port, self.meant)
-        if first:
+        if self._names is None:
+            known = names.Names()
             try:
                 load_modules(MODULES)
                 netlink.own_all()
                 netlink.redirect_tcp(CAPTURE_PORT)
-                names.serve(self._loop, self._names)
+                names.serve(self._loop, known)
             except OSError as error:
                 raise OpError(IO, f"the network cannot be set up: {error}") from None
+            self._names = known
+        self._proxy.open(CAPTURE_PORT, port, self.meant)
         return {}
 
     def meant(self, sock: raw_socket) -> str:

@@ -16,7 +16,7 @@ MAX_EVERY_S = 30.0
 SLOWER_EVERY = 64
 """Events after which the interval doubles."""
 MAX_KINDS = 16
-"""Different denials in one interval; what is beyond is counted as one."""
+"""Different denials in one interval; what is beyond is counted as one for each rule, and rules are few."""
 MAX_TEXT = 500
 
 
@@ -37,8 +37,6 @@ class Denials:
         if key not in self._kinds and len(self._kinds) >= MAX_KINDS:
             key = (rule, "…", "")
             message = "The policy denied more than is listed one by one."
-        if key not in self._kinds and len(self._kinds) > MAX_KINDS + 8:
-            return  # rules are few: not reached by those of today
         entry = self._kinds.setdefault(key, [message[:MAX_TEXT], 0])
         entry[1] += count  # type: ignore[operator]
         if self._timer is None:
@@ -57,8 +55,10 @@ class Denials:
 
     def flush(self) -> None:
         """Send what has come together, unless the host does not read: then it stays for later."""
-        if not self._kinds or not self._call.room(0):
-            return
+        if self._kinds and self._call.room(0):
+            self._send()
+
+    def _send(self) -> None:
         for (rule, subject, program), (message, count) in self._kinds.items():
             self._call.event(
                 {
@@ -75,7 +75,7 @@ class Denials:
         self._kinds.clear()
 
     def close(self) -> None:
-        """The command is over."""
-        self.flush()
+        """The command is over: what is left is sent however much the host has yet to read."""
+        self._send()
         if self._timer is not None:
             self._timer.cancel()

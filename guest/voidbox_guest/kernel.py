@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+from .syscalls import numbers
+
 _libc = ctypes.CDLL(None, use_errno=True)
 syscall = _libc.syscall
 syscall.restype = ctypes.c_long  # syscall(2), for what libc has no function for; see `check`
@@ -21,7 +23,7 @@ _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _UMOUNT_NOFOLLOW, _FIFREEZE = 8, 0xC0045877
 _RB_POWER_OFF = 0x4321FEDC
-_FINIT_MODULE = 313  # x86-64; 273 on arm64
+_CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC = 436, 4
 
 
 def check(result: int, what: str) -> int:
@@ -67,6 +69,11 @@ def no_new_privileges() -> None:
     check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
+def keep_from_exec(first: int) -> None:
+    """Descriptors from `first` on do not outlive the next execve(2) (close_range(2), CLOSE_RANGE_CLOEXEC)."""
+    check(syscall(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(-1), _CLOSE_RANGE_CLOEXEC), "close_range")
+
+
 def set_name(name: bytes) -> None:
     """The name of this process in ps(1), at most 15 bytes."""
     check(_libc.prctl(_PR_SET_NAME, name, 0, 0, 0), "prctl")
@@ -75,6 +82,20 @@ def set_name(name: bytes) -> None:
 def make_undumpable() -> None:
     """From here to the next execve(2) only root may trace this process or read its memory."""
     check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
+
+
+def share_memory(shared: bool) -> None:
+    """Whether processes of one user may have each other's memory, by /proc/PID/mem and ptrace(2).
+
+    Yama's ptrace_scope, for the whole box; nothing happens where the kernel has no Yama. Raises OSError."""
+    try:
+        fd = os.open("/proc/sys/kernel/yama/ptrace_scope", os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.write(fd, b"0" if shared else b"2")
+    finally:
+        os.close(fd)
 
 
 def power_off() -> None:
@@ -99,7 +120,7 @@ def add_entropy(entropy: bytes) -> None:
 
 def load_module(fd: int) -> None:
     """Load the kernel module in the file `fd` (finit_module(2)). Raises OSError."""
-    check(syscall(_FINIT_MODULE, fd, b"", 0), "finit_module")
+    check(syscall(numbers()["finit_module"], fd, b"", 0), "finit_module")
 
 
 def loopback_up() -> None:

@@ -6,7 +6,7 @@ non-blocking, so a stale or spurious wake-up is harmless.
 
 from __future__ import annotations
 
-from _heapq import heappop, heappush
+from _heapq import heapify, heappop, heappush
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, epoll
 from time import monotonic
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 READ = EPOLLIN
 WRITE = EPOLLOUT
 BROKEN = EPOLLERR | EPOLLHUP
+MIN_TIMERS = 256
+"""Timers kept, cancelled ones among them, before these are looked for."""
 
 
 class Timer:
@@ -32,7 +34,7 @@ class Timer:
         return (self.when, self.serial) < (other.when, other.serial)
 
     def cancel(self) -> None:
-        """Forget the callback; the heap drops the husk when it is due."""
+        """Forget the callback; the heap drops the husk when it is due, or has too many."""
         self.callback = None
 
 
@@ -45,6 +47,9 @@ class Loop:
         self._timers: list[Timer] = []
         self._serial = 0
         self._running = False
+        self._fresh: set[int] = set()
+        """Watched since the round began, some by numbers that others had: events of this round are not theirs."""
+        self._most = MIN_TIMERS
         self.after_round: Callable[[], None] | None = None
         """Called after every round of events: the place to send what the round produced in one go."""
 
@@ -54,6 +59,7 @@ class Loop:
             self._epoll.modify(fd, events)
         else:
             self._epoll.register(fd, events)
+            self._fresh.add(fd)
         self._callbacks[fd] = callback
 
     def change(self, fd: int, events: int) -> None:
@@ -71,6 +77,11 @@ class Loop:
         self._serial += 1
         timer = Timer(monotonic() + seconds, self._serial, callback)
         heappush(self._timers, timer)
+        if len(self._timers) > self._most:
+            # Whoever has connections made and dropped leaves husks by the thousand.
+            self._timers[:] = [timer for timer in self._timers if timer.callback is not None]
+            heapify(self._timers)
+            self._most = max(MIN_TIMERS, 2 * len(self._timers))
         return timer
 
     def stop(self) -> None:
@@ -91,9 +102,11 @@ class Loop:
             heappop(timers)
         # Never less than 0, which epoll takes as "for ever".
         wait = max(0.0, timers[0].when - monotonic()) if timers else None
-        for fd, ready in self._epoll.poll(wait, 64):
+        ready_fds = self._epoll.poll(wait, 64)
+        self._fresh.clear()
+        for fd, ready in ready_fds:
             callback = self._callbacks.get(fd)
-            if callback is not None:
+            if callback is not None and fd not in self._fresh:
                 callback(ready)
         now = monotonic()
         while timers and timers[0].when <= now:

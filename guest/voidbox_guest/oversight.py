@@ -53,10 +53,13 @@ class Oversight:
             self._supervisor = Supervisor(self._loop, listener, self._rules, self._denials)
 
     def look(self) -> None:
-        """Tell what the tree hit since the last look. Raises OSError."""
+        """Count what the tree hit since the last look."""
         if self._rules is None:
             return
-        killed, refused = self._tree.hits()
+        try:
+            killed, refused = self._tree.hits()
+        except OSError:
+            return  # the tree is gone, and what it hit with it
         before, self._seen = self._seen, (killed, refused)
         if killed > before[0]:
             memory = self._rules.caps.memory
@@ -80,12 +83,8 @@ class Oversight:
 
     def flush(self) -> None:
         """Tell all that is known by now."""
-        try:
-            self.look()
-        except OSError:
-            return  # the tree is gone, and what it hit with it
-        finally:
-            self._denials.flush()
+        self.look()
+        self._denials.flush()
 
     def close(self) -> None:
         """The tree is dead, or about to be."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 
+from wire.protocol import DENIED
+
 from . import kernel
+from .calls import OpError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ class Places:
         if self.privileged:
             kernel.mount(place, place, "", kernel.MS_BIND)
             self._close(place, True, read_only=read_only)
-            self._folders[place] = read_only
+        self._folders[place] = read_only
 
     def prepare(self) -> None:
         """Make each of `OWN` a mount of its own, and have the root grant no rights. Raises OSError."""
@@ -52,10 +55,24 @@ class Places:
 
     def disks(self) -> list[tuple[str, bool]]:
         """Where volumes and folders of the host are mounted, and whether read-only."""
-        if not self.privileged:
-            return []
-        disks = [(target, read_only) for target, kind, read_only in _mounts() if kind in _DISKS and target != "/"]
+        mounts = _mounts() if self.privileged else []
+        disks = [(target, read_only) for target, kind, read_only in mounts if kind in _DISKS and target != "/"]
         return [*disks, *self._folders.items()]
+
+    def real(self, path: str) -> str:
+        """`path` without the links of the image that lead to it.
+
+        Raises OpError for a link in a place of agents, which one may have laid, in this box or in one before it:
+        what a policy names there it would turn into something else.
+        """
+        path = os.path.normpath(path)
+        real = os.path.realpath(path)
+        for place in (*OWN, *(disk for disk, _ in self.disks())):
+            if path.startswith(place + "/") and real != os.path.realpath(place) + path[len(place) :]:
+                raise OpError(
+                    DENIED, f"the policy names {path}, where a symbolic link leads to {real}; name what is meant"
+                )
+        return real
 
     def close(self, programs: Programs) -> None:
         """noexec for every place in which `programs` names nothing, and not for the others. Raises OSError."""

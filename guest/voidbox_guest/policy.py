@@ -18,7 +18,6 @@ from .files import As
 from .places import OWN, WORKSPACE, Places
 from .programs import Programs
 from .syscalls import GROUPS
-from .volumes import make_place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,16 +121,16 @@ class Policy:
         opened = _strings(call, "syscalls") or []
         if not set(opened) <= GROUPS.keys():
             raise OpError(BAD_REQUEST, "syscalls names a group that this guest agent does not know")
-        read, write, places = _paths(call, "read"), _paths(call, "write"), _paths(call, "places") or []
+        read, write = _paths(call, "read"), _paths(call, "write")
         limits, caps = rlimits(call.request.get("rlimits", {})), Caps(call.request.get("caps", {}))
-        plain = commands is read is write is None and not (opened or places)
+        plain = commands is read is write is None and not opened
         if plain and self._is_default and not self._places.disks():
             # What a template was saved with, so that most boxes have nothing to make.
             self.rules = self.rules.with_limits(limits, caps)
             return self._told()
-        programs = Programs(commands)
+        programs = Programs() if commands is None else Programs(commands, self._places.real)
         self._is_default = False
-        self.set(programs, read=read, write=write, places=places, opened=tuple(opened), limits=limits, caps=caps)
+        self.set(programs, read=read, write=write, opened=tuple(opened), limits=limits, caps=caps)
         return self._told()
 
     def _told(self) -> dict[str, Any]:
@@ -149,7 +148,6 @@ class Policy:
         *,
         read: list[str] | None = None,
         write: list[str] | None = None,
-        places: list[str] | None = None,
         opened: tuple[str, ...] = (),
         limits: dict[int, int] | None = None,
         caps: Caps | None = None,
@@ -159,18 +157,18 @@ class Policy:
         Args:
             read: what may be read, besides `_READABLE` and the agent's own; None: anything.
             write: what may be written, besides `_DEVICES`; None: the agent's own and the writable disks.
-            places: directories that are the agent's own as well; made if they are not there.
 
         Raises:
             OpError: a path is not there, or the kernel has no Landlock.
         """
         rules = Rules(programs if self._enforced else None, opened=opened, limits=limits, caps=caps)
-        for path in [*(places or ()), *(p for p in write or () if _is_own(p))]:
-            self._make(path)
+        for path in write or ():
+            if _is_own(path):
+                self._make(path)
         if self._enforced:
             if not landlock.abi():
                 raise OpError(UNSUPPORTED, "the guest kernel has no Landlock, so the policy cannot be enforced")
-            handled, granted = self._granted(programs, read, write, places or [])
+            handled, granted = self._granted(programs, read, write)
             try:
                 rules.ruleset = landlock.ruleset(handled, granted)
             except OSError as error:
@@ -179,6 +177,9 @@ class Policy:
             rules.filter = seccomp.program(opened, ask_exec=not {"mount", "userfaultfd"} & set(opened))
         try:
             self._places.close(programs)
+            if self._places.privileged:
+                # By /proc/PID/mem too, which the filter does not see.
+                kernel.share_memory("ptrace" in opened)
         except OSError as error:
             if rules.ruleset >= 0:
                 os.close(rules.ruleset)
@@ -188,7 +189,7 @@ class Policy:
             os.close(before.ruleset)
 
     def _granted(
-        self, programs: Programs, read: list[str] | None, write: list[str] | None, places: list[str]
+        self, programs: Programs, read: list[str] | None, write: list[str] | None
     ) -> tuple[int, dict[str, int]]:
         """The rights a ruleset is to handle, and what it grants by path."""
         handled, granted = landlock.EXECUTE | landlock.WRITE, dict.fromkeys(programs.paths, landlock.EXECUTE)
@@ -196,6 +197,7 @@ class Policy:
         def grant(paths: Any, rights: int, *, named: bool = False) -> None:
             for path in paths:
                 if os.path.exists(path):
+                    path = self._places.real(path) if named else path
                     granted[path] = granted.get(path, 0) | rights
                 elif named:
                     raise OpError(NOT_FOUND, f"the policy names {path}, which is not in this box")
@@ -204,29 +206,22 @@ class Policy:
         grant((*_DEVICES, "/dev/shm", "/proc"), landlock.WRITABLE)
         writable = [place for place, read_only in self._places.disks() if not read_only]
         if write is None:
-            grant((*WORKSPACE, *places, *writable), landlock.WRITABLE)
+            grant((*WORKSPACE, *writable), landlock.WRITABLE)
         else:
             grant(write, landlock.WRITABLE, named=True)
         if read is not None:
             handled |= landlock.READ
-            grant((*_READABLE, *OWN, *places, *writable, *programs.paths), landlock.READ)
+            grant((*_READABLE, *OWN, *writable, *programs.paths), landlock.READ)
             grant((*read, *(write or ())), landlock.READ, named=True)
         return handled, granted
 
     def _make(self, path: str) -> None:
-        """A directory at `path`, the agent's, if nothing is there. Raises OpError."""
-        uid = AGENT_UID if self._places.privileged else None
+        """A directory at `path`, which is the agent's own, if nothing is there. Raises OpError."""
         try:
-            if os.path.lexists(path):
-                return
-            if _is_own(path):
+            if not os.path.lexists(path):
                 # As the agent, who may have laid out links there.
-                with As(uid):
+                with As(AGENT_UID if self._places.privileged else None):
                     os.makedirs(path)
-                return
-            make_place(path)
-            if uid is not None:
-                os.chown(path, uid, uid)
         except OSError as error:
             raise os_error(error, path) from None
 

@@ -26,6 +26,7 @@ from wire.protocol import (
 from . import image, terminal
 from . import policy as policies
 from .calls import Call, OpError, os_error
+from .lookup import View
 from .running import Running
 from .spawn import Command
 from .trees import CgroupTree, SessionTree
@@ -165,17 +166,28 @@ class Commands:
         if stage == "exec" and number == ENOENT:
             return OpError(NOT_FOUND, f"there is no program {program} in this image")
         if stage == "exec" and number == EACCES:
-            for path in command.candidates():
-                where = os.path.join(os.fsdecode(command.cwd), os.fsdecode(path))
-                reason = command.policy and command.policy.rules.programs.refusal(where)
-                if reason:
-                    return OpError(DENIED, reason, rule="commands")
+            reason = _refusal(command)
+            if reason:
+                return OpError(DENIED, reason, rule="commands")
             return OpError(DENIED, f"{program} is not executable for this user")
         if stage == "exec" and number == ENOEXEC:
             return OpError(NOT_EXECUTABLE, f"{program} is not a program this guest can run")
         if not number:
             return OpError(INTERNAL, f"{program} could not be started (at {stage})")
         return os_error(OSError(number, ""), f"{program} (at {stage})")
+
+
+def _refusal(command: Command) -> str | None:
+    """Why the policy of `command` does not let it run, if that is why it does not."""
+    view = View(cwd=os.fsdecode(command.cwd))
+    for path in command.candidates() if command.policy is not None else ():
+        try:
+            reason = command.policy.rules.programs.refusal(os.fsdecode(path), view, lambda: command.argv)
+        except OSError:
+            continue  # there is nothing there, or nothing that anybody could run
+        if reason:
+            return reason
+    return None
 
 
 def _plain(value: object) -> bool:

@@ -13,6 +13,7 @@ from wire.protocol import NOT_FOUND
 
 from .calls import OpError
 from .image import PATH, programs
+from .lookup import View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ _WITH_VALUE = (
     *(b"--library-path", b"--inhibit-rpath", b"--audit", b"--preload", b"--argv0"),
     *(b"--glibc-hwcaps-prepend", b"--glibc-hwcaps-mask"),
 )
-"""Options of ld.so(8) that take the next argument."""
+"""Options of ld.so(8) that take the next argument, or, with musl, what follows a ``=``."""
+_WITHOUT_VALUE = (b"--list", b"--verify", b"--inhibit-cache")
+_MAX_INTERPRETERS = 8
+"""Scripts that are interpreted by scripts; the kernel stops at 5 (fs/exec.c)."""
 
 
 def find_program(name: str, path: str = PATH) -> str | None:
@@ -46,19 +50,23 @@ class Programs:
     """The programs that a policy allows: names on PATH, absolute files, or directories that end in ``/``; None:
     all of the image's own.
 
-    Raises OpError when one is not there.
+    `real` tells the real path of one that is named, or raises OpError. Raises OpError when one is not there.
     """
 
     __slots__ = ("_listed", "_real_loaders", "loaders", "paths")
 
-    def __init__(self, wanted: list[str] | tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        wanted: list[str] | tuple[str, ...] | None = None,
+        real: Callable[[str], str] = os.path.realpath,
+    ) -> None:
         paths, missing = [], []
         for entry in programs() if wanted is None else wanted:
             path = entry if entry.startswith("/") else find_program(entry)
             if path is None or not os.path.exists(path) or entry.endswith("/") is not os.path.isdir(path):
                 missing.append(entry)
             else:
-                paths.append(os.path.realpath(path).rstrip("/") + ("/" if entry.endswith("/") else ""))
+                paths.append(real(path).rstrip("/") + ("/" if entry.endswith("/") else ""))
         if missing:
             raise OpError(NOT_FOUND, f"the policy allows what is not in this image: {', '.join(missing)[:500]}")
         self.paths = paths
@@ -67,41 +75,74 @@ class Programs:
         self._real_loaders = {os.path.realpath(path) for path in self.loaders}
         self._listed = wanted is not None
 
-    def refusal(self, path: str, arguments: Callable[[], list[bytes]] | None = None, cwd: str = "") -> str | None:
+    def refusal(
+        self,
+        path: str,
+        view: View | None = None,
+        arguments: Callable[[], list[bytes]] | None = None,
+        directory: int | None = None,
+    ) -> str | None:
         """Why executing `path` is denied, as one sentence, or None if this allowlist is not the reason.
 
         Args:
-            path: absolute; also one of somebody else's working directory, ``/proc/PID/cwd/…``.
+            view: whose; by default this process's.
             arguments: what it is given, its own name first, where that can be known; called if need be.
-            cwd: where it is to run, for arguments that are relative paths.
+            directory: the descriptor that it is relative to; see `View.locate`.
+
+        Raises OSError where nobody can tell; whoever is to be kept from it must not go on then.
         """
-        found = _resolve(path)
-        if found is None:
+        view = view or View()
+        found = self._look(view, path, directory)
+        if found is None or not found[1]:
             return None
-        real, executable = found
-        if not executable:
-            return None
+        real, _, interpreter = found
         if not self._covers(real):
             return f"the command allowlist of this stage does not name {real}; add it to the policy's commands"
         if arguments is not None and real in self._real_loaders:
-            return self._loaded(real, cwd, arguments())
-        interpreter = _interpreter(real) if self._listed else None
-        if interpreter and not self._covers(os.path.realpath(interpreter)):
-            return f"{real} is a script for {interpreter}, which the command allowlist of this stage does not name"
-        return None
+            return self._loaded(view, real, arguments())
+        return self._interpreted(view, real, interpreter)
 
-    def _loaded(self, loader: str, cwd: str, arguments: list[bytes]) -> str | None:
+    def _loaded(self, view: View, loader: str, arguments: list[bytes]) -> str | None:
         """The refusal of what the dynamic loader is to run."""
-        rest = iter(arguments[1:])
-        for argument in rest:
-            if argument in _WITH_VALUE:
-                next(rest, None)
-            elif not argument.startswith(b"--"):
-                found = _resolve(os.path.join(cwd, os.fsdecode(argument)))
-                if found is None or self._covers(found[0]):
-                    return None
-                return f"{loader} is to run {found[0]}, which the command allowlist of this stage does not name"
-        return None
+        program = os.fsdecode(loaded(arguments) or b"")
+        try:
+            # Without a slash it is looked for along the library path, not in the working directory.
+            found = self._look(view, program) if "/" in program or not self._listed else None
+        except OSError:
+            found = None
+        if found is not None and self._covers(found[0]):
+            return None
+        if found is None and not self._listed:
+            return None  # noexec and Landlock keep all that the agent may have meant from being mapped
+        what = found[0] if found else program or "what cannot be told"
+        return f"{loader} is to run {what}, which the command allowlist of this stage does not name"
+
+    def _interpreted(self, view: View, script: str, interpreter: str | None) -> str | None:
+        """The refusal of a script, for its interpreter or for the interpreter's own."""
+        for _ in range(_MAX_INTERPRETERS):
+            if interpreter is None:
+                return None
+            what = f"{script} is a script for {interpreter}, which"
+            found = self._look(view, interpreter)
+            if found is None or not self._covers(found[0]):
+                return f"{what} the command allowlist of this stage does not name"
+            if found[0] in self._real_loaders:
+                return f"{what} is the dynamic loader and would run anything"
+            script, interpreter = found[0], found[2]
+        return None  # nor does the kernel go on
+
+    def _look(self, view: View, path: str, directory: int | None = None) -> tuple[str, bool, str | None] | None:
+        """Of a regular file: its real path, whether anybody may execute it, and, for a list of commands, its
+        interpreter if it is a script. None for anything else. Raises OSError."""
+        fd = view.locate(path, directory)
+        try:
+            mode = os.fstat(fd).st_mode
+            if not S_ISREG(mode):
+                return None
+            name = f"/proc/self/fd/{fd}"
+            return os.readlink(name), bool(mode & 0o111), _interpreter(name) if self._listed else None
+        finally:
+            os.close(fd)
 
     def _covers(self, real: str) -> bool:
         return any(real.startswith(a) if a.endswith("/") else real == a for a in self.paths)
@@ -113,32 +154,32 @@ class Programs:
         )
 
 
-def _resolve(path: str) -> tuple[str, bool] | None:
-    """The real path of a regular file, and whether anybody may execute it; None for anything else."""
-    try:
-        # O_PATH: nothing is opened, so that a device or a FIFO in the place of a program has no effect.
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (OSError, ValueError):
-        return None
-    try:
-        mode = os.fstat(fd).st_mode
-        return (os.readlink(f"/proc/self/fd/{fd}"), bool(mode & 0o111)) if S_ISREG(mode) else None
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
+def loaded(arguments: list[bytes]) -> bytes | None:
+    """The program that a dynamic loader runs if it is given `arguments` (ld.so(8)); None: there is none, or none
+    is found in what is here of them."""
+    rest = iter(arguments[1:])
+    for argument in rest:
+        if argument in _WITH_VALUE:
+            next(rest, None)
+        elif argument == b"--":
+            return next(rest, None)
+        elif not argument.startswith(b"--"):
+            return argument
+        elif argument not in _WITHOUT_VALUE and argument.partition(b"=")[0] not in _WITH_VALUE:
+            return None
+    return None
 
 
 def _interpreter(path: str) -> str | None:
+    """The interpreter that a script names, read as the kernel does (fs/binfmt_script.c). Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        line = os.read(fd, 256).split(b"\n", 1)[0]
-    except OSError:
-        return None
+        head = os.read(fd, 256)
     finally:
         os.close(fd)
-    words = line[2:].split() if line.startswith(b"#!") else []
-    return os.fsdecode(words[0]) if words else None
+    if not head.startswith(b"#!"):
+        return None
+    name = head[2:].split(b"\n", 1)[0].strip(b" \t")
+    for end in (b" ", b"\t", b"\0"):
+        name = name.split(end, 1)[0]
+    return os.fsdecode(name) if name else None

@@ -92,9 +92,9 @@ class _Door:
     def _accept(self, _: int) -> None:
         try:
             fd, _address = self._listener._accept()  # type: ignore[attr-defined]  # what socket.accept() calls
+            inner = raw_socket(fileno=fd)
         except OSError:
             return
-        inner = raw_socket(fileno=fd)
         try:
             if len(self._splices) >= MAX_PROXIED:
                 raise OSError("too many connections")

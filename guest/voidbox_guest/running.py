@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from _collections import deque
 from _signal import SIGHUP, SIGKILL, SIGTERM
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
+from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 from errno import EIO
 from select import POLLHUP, poll
 from time import monotonic
@@ -126,7 +126,7 @@ class Running(Handler):
         for fd in outputs.values():
             os.set_blocking(fd, False)
         self._report.setblocking(False)
-        self._loop.watch(self._report.fileno(), READ, self._reported)
+        self._loop.watch(self._report.fileno(), READ, lambda _: self._call.guarded(self._reported))
         for channel, fd in outputs.items():
             self._listen(channel, fd)
         if STDERR not in outputs:
@@ -140,12 +140,12 @@ class Running(Handler):
 
     # from the child
 
-    def _reported(self, _: int) -> None:
+    def _reported(self) -> None:
         assert self._report is not None
         report = LISTENER
         try:
             while report == LISTENER:
-                report, passed, _, _ = self._report.recvmsg(MAX_REPORT, 64)
+                report, passed, _, _ = self._report.recvmsg(MAX_REPORT, 64, MSG_CMSG_CLOEXEC)
                 for _, _, descriptor in passed:
                     self._oversight.listen(int.from_bytes(descriptor[:4], "little"))
         except BlockingIOError:
@@ -157,13 +157,12 @@ class Running(Handler):
             self._call.event({"started": self._pid})
             return
         stage, number, *_rest = report.decode("ascii", "replace").split(":")
-        error = self._commands.explain(stage, int(number), self._command)
         self._dropped = True
-        self._call.fail(error)
+        self._call.fail(self._commands.explain(stage, int(number), self._command))
 
     def look(self) -> None:
-        """Tell the host what the policy denied until now."""
-        self._oversight.flush()
+        """See what the policy denied until now; it is told in its time."""
+        self._oversight.look()
 
     def _close_report(self) -> None:
         if self._report is not None:
@@ -218,8 +217,8 @@ class Running(Handler):
         self._end_time = monotonic()
         self._status = status
         if self._report is not None:
-            self._reported(0)
-        self.look()
+            self._call.guarded(self._reported)
+        self._oversight.flush()
         if status:
             try:
                 self._oom = self._tree.out_of_memory()

@@ -39,6 +39,7 @@ _NEW_TIME = 0x80
 """CLONE_NEWTIME, which only unshare(2) and clone3(2) take: in clone(2) these bits are a signal."""
 _UNIX, _INET, _INET6, _NETLINK, VSOCK = 1, 2, 10, 16, 40
 _STREAM, _DATAGRAM, _TYPE = 1, 2, 0xF
+_TCP, _UDP = 6, 17
 
 _SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1, 8, 32
 
@@ -61,15 +62,17 @@ def _equal(value: int, then: Block) -> Block:
 
 
 def _sockets(opened: Collection[str], deny: Block) -> Block:
-    """socket(2) by family and type: UNIX, TCP and UDP, and the netlink that names interfaces and addresses.
+    """socket(2): UNIX, TCP and UDP, and the netlink that names interfaces and addresses.
 
     Without NETLINK_ROUTE getaddrinfo(3) and getifaddrs(3) fail, and it shows nothing that /proc/net does not.
-    Other netlink protocols and other families are kernel code that no agent needs.
+    Other protocols (MPTCP, UDP-Lite, SCTP, ping) and other families are kernel code that no agent needs.
     """
     allow = _returns(ALLOW)
     packets = allow if "packet-sockets" in opened else deny
     plain = [*_argument(1), (_AND, 0, 0, _TYPE)]
-    plain += _equal(_STREAM, allow) + _equal(_DATAGRAM, allow) + packets
+    for kind, protocol in ((_STREAM, _TCP), (_DATAGRAM, _UDP)):
+        plain += _equal(kind, _argument(2) + _equal(0, allow) + _equal(protocol, allow) + packets)
+    plain += packets
     return [
         *_argument(0),
         *_equal(_UNIX, allow),
@@ -78,6 +81,17 @@ def _sockets(opened: Collection[str], deny: Block) -> Block:
         *_equal(VSOCK, allow if "af-vsock" in opened else deny),
         *_equal(_NETLINK, _argument(2) + _equal(0, allow) + packets),
         *packets,
+    ]
+
+
+def _pairs(opened: Collection[str], deny: Block) -> Block:
+    """socketpair(2), which makes two sockets of any family before it finds that most have no pairs: UNIX only."""
+    allow = _returns(ALLOW)
+    return [
+        *_argument(0),
+        *_equal(_UNIX, allow),
+        *_equal(VSOCK, allow if "af-vsock" in opened else deny),
+        *(allow if "packet-sockets" in opened else deny),
     ]
 
 
@@ -117,6 +131,7 @@ def blocks(machine: str, opened: Collection[str], *, ask_exec: bool, supervised:
         flags = _argument(0) + _when(_JUMP_SET, NAMESPACES | _NEW_TIME, deny) + _returns(ALLOW)
         made += _equal(number["unshare"], flags)
     made += _equal(number["socket"], _sockets(opened, deny))
+    made += _equal(number["socketpair"], _pairs(opened, deny))
     if ask_exec and supervised:
         made += _equal(number["execve"], _returns(NOTIFY)) + _equal(number["execveat"], _returns(NOTIFY))
     return made + _returns(ALLOW)

@@ -13,7 +13,7 @@ import resource
 from _signal import SIG_DFL, SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGXFSZ, set_wakeup_fd, signal
 from errno import EACCES, ENOENT, ENOTDIR
 
-from . import terminal, warm
+from . import kernel, terminal, warm
 from .image import PATH
 
 TYPE_CHECKING = False
@@ -73,6 +73,8 @@ def spawn(command: Command, stdin: int, stdout: int, stderr: int, report: raw_so
             os.write(cgroup, b"0")
         for target, fd in enumerate((stdin, stdout, stderr)):
             os.dup2(fd, target)
+        # Each is close-on-exec by itself. One that were not would be another command's listener, say.
+        kernel.keep_from_exec(3)
         if command.size is not None:
             terminal.take_control(0)
         os.umask(0o022)

@@ -3,7 +3,7 @@
 A denied call fails with EPERM and is told. For execve the path is read out of the caller's memory, judged by the
 allowlist, and let go on or refused with EACCES. The caller can change that memory after it was read: what binds is
 Landlock and noexec, which the kernel asks when the call goes on. This is for telling, and for what those two do
-not see (the program that the dynamic loader is given).
+not see (the program that the dynamic loader is given). What cannot be read or found does not go on either.
 
 PID 1 does this in its event loop, one notification a round: a tree that asks without pause gets its turn like
 anything else, and waits for its answers itself. Nothing here waits for the caller.
@@ -12,10 +12,12 @@ anything else, and waits for its answers itself. Nothing here waits for the call
 from __future__ import annotations
 
 import os
-from errno import EACCES, EPERM
+from errno import EACCES, EFAULT, EPERM
 from fcntl import ioctl
 
 from . import seccomp
+from .calls import printable
+from .lookup import View
 from .loop import BROKEN, READ
 from .syscalls import GROUPS, numbers
 
@@ -47,7 +49,8 @@ def _table() -> dict[int, tuple[str, str]]:
             _BY_NUMBER.update({number[name]: (group, name) for name in names if name in number})
         for name in ("clone", "unshare"):
             _BY_NUMBER[number[name]] = ("namespaces", name)
-        _BY_NUMBER[number["socket"]] = ("packet-sockets", "socket")
+        for name in ("socket", "socketpair"):
+            _BY_NUMBER[number[name]] = ("packet-sockets", name)
         for name in ("execve", "execveat"):
             _BY_NUMBER[number[name]] = ("", name)
     return _BY_NUMBER
@@ -90,9 +93,10 @@ class Supervisor:
         pid, number = words[2], words[4]
         try:
             error = self._decide(pid, number, request)
-        except (OSError, ValueError, OverflowError):
-            # The caller is gone, or its memory is not what it says: an execve fails by itself, or by Landlock.
-            error = 0 if _table().get(number, ("x",))[0] == "" else EPERM
+        except (OSError, ValueError) as failure:
+            # The caller is gone, its memory is not what it says, or the path leads nowhere: the call would fail.
+            told = failure.errno if isinstance(failure, OSError) else None
+            error = EPERM if _table().get(number, ("x",))[0] else (told or EACCES)
         answer = bytes(request[:8]) + bytes(8)
         answer += (-error).to_bytes(4, "little", signed=True) + (0 if error else _CONTINUE).to_bytes(4, "little")
         try:
@@ -107,13 +111,15 @@ class Supervisor:
         if not group:
             return self._exec(pid, name, arguments, request)
         subject = name
-        if name == "socket":
-            family = arguments[0] & 0xFFFFFFFF
+        if group == "packet-sockets":
+            family, kind, protocol = (value & 0xFFFFFFFF for value in arguments[:3])
             group = "af-vsock" if family == seccomp.VSOCK else group
-            if family in (_INET, _INET6):
-                subject = "socket(SOCK_RAW)" if arguments[1] & 0xF == _RAW else "socket of an unusual type"
+            if family not in (_INET, _INET6):
+                subject = f"{name}(AF_{_FAMILIES.get(family, family)})"
+            elif kind & 0xF == _RAW:
+                subject = f"{name}(SOCK_RAW)"
             else:
-                subject = f"socket(AF_{_FAMILIES.get(family, family)})"
+                subject = f"{name} of protocol {protocol}" if protocol else f"{name} of an unusual type"
         program = _comm(pid)
         self._tell(
             f"syscalls.{group}",
@@ -130,11 +136,11 @@ class Supervisor:
         try:
             path = os.fsdecode(_string(memory, arguments[1 if at else 0]))
             directory = arguments[0] & 0xFFFFFFFF if at else _AT_FDCWD
-            if not path.startswith("/"):
-                base = f"/proc/{pid}/cwd" if directory == _AT_FDCWD else f"/proc/{pid}/fd/{directory}"
-                path = f"{base}/{path}" if path else base
             reason = self._rules.programs.refusal(
-                path, lambda: _strings(memory, arguments[2 if at else 1]), f"/proc/{pid}/cwd"
+                path,
+                View(pid),
+                lambda: _strings(memory, arguments[2 if at else 1]),
+                None if directory == _AT_FDCWD else directory,
             )
         finally:
             os.close(memory)
@@ -142,34 +148,43 @@ class Supervisor:
             return 0
         # Was all that read from the caller, and not from another process that has its number now?
         ioctl(self._listener, _IS_VALID, bytes(request[:8]))
-        self._tell(
-            "commands", path.removeprefix(f"/proc/{pid}/cwd/"), reason[0].upper() + reason[1:] + ".", _comm(pid)
-        )
+        self._tell("commands", path or f"/dev/fd/{directory}", reason[0].upper() + reason[1:] + ".", _comm(pid))
         return EACCES
 
     def _tell(self, rule: str, subject: str, message: str, program: str) -> None:
-        self._denials.add(rule, _printable(subject), _printable(message), program)
+        self._denials.add(rule, printable(subject), printable(message), program)
 
 
 def _string(memory: int, address: int) -> bytes:
-    """The string at `address`, cut at `MAX_PATH`. Raises OSError, or OverflowError."""
+    """The string at `address`, at most `MAX_PATH` bytes of it. Raises OSError."""
     # Short: what is beyond its page may not be there, and most paths are.
-    data = os.pread(memory, 256, address)
-    if b"\0" not in data and len(data) == 256:
-        data = os.pread(memory, MAX_PATH, address)
-    return data.split(b"\0", 1)[0]
+    for size in (256, MAX_PATH):
+        data = _bytes(memory, address, size)
+        if b"\0" in data:
+            return data.split(b"\0", 1)[0]
+        if len(data) < size:
+            raise OSError(EFAULT, os.strerror(EFAULT))
+    return data
 
 
 def _strings(memory: int, address: int) -> list[bytes]:
-    """The strings of the array at `address`, at most `MAX_ARGUMENTS`."""
-    pointers = os.pread(memory, 8 * MAX_ARGUMENTS, address)
+    """The strings of the array at `address`, at most `MAX_ARGUMENTS`. Raises OSError."""
     found = []
-    for n in range(len(pointers) // 8):
+    pointers = _bytes(memory, address, 8 * MAX_ARGUMENTS)
+    for n in range(MAX_ARGUMENTS):
         pointer = int.from_bytes(pointers[8 * n : 8 * n + 8], "little")
         if not pointer:
             break
         found.append(_string(memory, pointer))
     return found
+
+
+def _bytes(memory: int, address: int, size: int) -> bytes:
+    """Up to `size` bytes at `address`. Raises OSError: EFAULT, as the call itself would."""
+    try:
+        return os.pread(memory, size, address)
+    except (OSError, OverflowError):
+        raise OSError(EFAULT, os.strerror(EFAULT)) from None
 
 
 def _comm(pid: int) -> str:
@@ -178,13 +193,8 @@ def _comm(pid: int) -> str:
     except OSError:
         return ""
     try:
-        return _printable(os.read(fd, 64).rstrip(b"\n").decode("utf-8", "replace"))
+        return printable(os.read(fd, 64).rstrip(b"\n").decode("utf-8", "replace"))
     except OSError:
         return ""
     finally:
         os.close(fd)
-
-
-def _printable(text: str) -> str:
-    """`text` without what is no character: it came out of a program's memory."""
-    return "".join(c if c.isprintable() else "�" for c in text)

@@ -67,6 +67,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "setns": (308, 268),
     "settimeofday": (164, 170),
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "swapoff": (168, 225),
     "swapon": (167, 224),
     "umount2": (166, 39),

@@ -56,9 +56,9 @@ def stands_for(path: bytes, policy: Policy | None) -> bool:
     try:
         if _text(path) not in [_text(launcher) for launcher in LAUNCHERS if os.path.exists(launcher)]:
             return False
+        return policy is None or policy.rules.programs.refusal(os.fsdecode(path)) is None
     except OSError:
         return False
-    return policy is None or policy.rules.programs.refusal(os.fsdecode(path)) is None
 
 
 def _text(path: bytes | str) -> bytes:

@@ -155,14 +155,23 @@ async def test_a_denial_that_is_none_is_typed(fields: object) -> None:
         assert caught.value.cause == "protocol"
 
 
-async def test_denials_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the start, beyond what is taken, with a count beyond reason."""
-    monkeypatch.setattr("voidbox_lab.box.process.MAX_DENIED", 3)
+async def test_denials_are_bounded_and_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the start and after the leader's end, with counts beyond reason; those beyond what is told one by one
+    are added up by rule, and by so many rules."""
+    monkeypatch.setattr("voidbox_lab.box.denials.MAX_DENIED", 3)
+    monkeypatch.setattr("voidbox_lab.box.denials.MAX_RULES", 3)
     odd = {**_DENIAL, "count": 1 << 60}
-    events = [f.encode(f.EVENT, 1, dumps({"denied": d})) for d in (odd, *[_DENIAL] * 9)]
-    async with against(says(events[1], STARTED, *events, OK)) as (box, _):
+    others = [{**_DENIAL, "rule": rule, "count": 2} for rule in ("a", "b", "c", "d", "a", "write")]
+    first, *events = [
+        f.encode(f.EVENT, 1, dumps({"denied": d})) for d in (_DENIAL, odd, _DENIAL, *[_DENIAL] * 8, *others, odd)
+    ]
+    exited = f.encode(f.EVENT, 1, dumps({"exited": {"code": 0}}))
+    async with against(says(first, STARTED, *events[:6], exited, *events[6:], OK)) as (box, _):
         done = await box.run(["x"])
-        assert [(d.subject, d.count) for d in done.denied] == [("/x", 1 << 40), ("/x", 1), ("/x", 1)]
+        assert [(d.rule, d.subject, d.count) for d in done.denied] == [
+            *(("write", "/x", 1), ("write", "/x", 1 << 40), ("write", "/x", 1)),
+            *(("write", "…", 1 << 40), ("a", "…", 4), ("b", "…", 2), ("…", "…", 4)),
+        ]
         assert done.exit_code == 0
 
 

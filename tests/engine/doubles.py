@@ -108,8 +108,8 @@ class FakeBox:
     async def put(self, src: Path | bytes, dst: str, **_: Any) -> None:
         self.files[dst] = src if isinstance(src, bytes) else await anyio.Path(src).read_bytes()
 
-    async def apply(self, policy: Policy, places: Sequence[str] = ()) -> None:
-        self.policy, self.places = policy, places
+    async def apply(self, policy: Policy) -> None:
+        self.policy = policy
 
     async def unpack(self, path: str, chunks: Iterator[bytes], **_: Any) -> None:
         decoder = bundle.Decoder()

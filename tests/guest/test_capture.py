@@ -90,6 +90,23 @@ async def test_what_the_proxy_refuses_is_reset(tmp_path: Path, says: list[bytes]
             await client.receive()
 
 
+async def test_a_network_that_could_not_be_set_up_is_not_taken_for_one(tmp_path: Path) -> None:
+    """Nor when it is asked for again; nothing of this host's is touched."""
+    patch = """
+from voidbox_guest import agent, capture, netlink
+class Privileged(capture.Capture):
+    def __init__(self, loop, proxy, *, privileged):
+        super().__init__(loop, proxy, privileged=True)
+agent.Capture = Privileged
+capture.MODULES = "/no/such"
+del netlink.own_all, netlink.redirect_tcp
+"""
+    async with guest_box(tmp_path, patch) as box:
+        for _ in range(2):
+            with pytest.raises(ProviderError, match="cannot be set up"):
+                await box._connection.request("capture", port=7)
+
+
 async def test_only_a_box_catches(tmp_path: Path) -> None:
     """The agent of a test on a host must not change that host's routes."""
     async with guest_box(tmp_path) as box:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.guest.harness import descendants, guest_box
 from voidbox_lab.box import Box
-from voidbox_lab.errors import Cancelled, LimitExceeded, UserError
+from voidbox_lab.errors import Cancelled, LimitExceeded, ProviderError, UserError
 from voidbox_lab.spec import Rlimits
 from voidbox_lab.wire.frames import WINDOW
 
@@ -49,6 +49,14 @@ async def test_nothing_is_inherited(box: Box) -> None:
     assert done.stdout.split() == [b"0", b"1", b"2", b"3"]  # 3: the directory ls reads
     done = await box.run(["grep", "SigIgn", "/proc/self/status"], cwd="/")
     assert int(done.stdout.split()[1], 16) == 0
+
+
+async def test_a_descriptor_that_is_not_close_on_exec_is_not_inherited(tmp_path: Path) -> None:
+    """`spawn` relies on no flag that somebody may have forgotten."""
+    patch = "import os; os.set_inheritable(os.open('/dev/null', os.O_RDONLY), True)"
+    async with guest_box(tmp_path, patch) as box:
+        done = await box.run(["ls", "/proc/self/fd"], cwd="/")
+    assert done.stdout.split() == [b"0", b"1", b"2", b"3"]
 
 
 async def test_stdin_bytes_and_end(box: Box) -> None:
@@ -104,6 +112,16 @@ async def test_an_unrunnable_file_is_typed(box: Box, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         await box.run([str(path)], cwd="/")
     assert caught.value.cause == "not-executable"
+
+
+async def test_a_failure_of_the_agent_to_explain_costs_one_command(tmp_path: Path) -> None:
+    """Not the box: what it looks at then may be of a hostile program's making."""
+    patch = "from voidbox_guest.processes import Commands\nCommands.explain = lambda *_: [][1]"
+    async with guest_box(tmp_path, patch) as box:
+        for _ in range(10):
+            with pytest.raises(ProviderError, match="IndexError"):
+                await box.run(["/etc/passwd"], cwd="/")
+        assert (await box.run(["true"], cwd="/")).exit_code == 0
 
 
 async def test_limits_bind(box: Box) -> None:

@@ -90,7 +90,7 @@ def test_every_group_is_denied_and_opens_alone(machine: str) -> None:
 
 
 def test_arguments_decide() -> None:
-    """Sockets by family and type, clone and unshare by flags: high halves and flag bits do not hide them."""
+    """Sockets by family, type, protocol; clone, unshare by flags: high halves and flag bits do not hide them."""
     code, n, _ = guest("x86_64")
     high = 0xDEADBEEF << 32
     for args, wanted in (
@@ -99,7 +99,20 @@ def test_arguments_decide() -> None:
         ((2, 1), ALLOW),
         ((10, 2), ALLOW),
         ((2, 1 | 0o2000000 | 0o4000), ALLOW),
+        ((2, 1, 6), ALLOW),
+        ((10, 1 | 0o2000000, high | 6), ALLOW),
+        ((2, 2, 17), ALLOW),
+        ((2, 1, 262), NOTIFY),  # MPTCP
+        ((10, 1, high | 262), NOTIFY),
+        ((2, 2, 136), NOTIFY),  # UDP-Lite
+        ((2, 1 | 0o4000, 132), NOTIFY),  # SCTP
+        ((2, 2, 1), NOTIFY),  # ping
+        ((10, 2, 58), NOTIFY),
+        ((2, 1, 17), NOTIFY),
+        ((2, 2, 6), NOTIFY),
+        ((2, 5, 132), NOTIFY),
         ((2, 3), NOTIFY),
+        ((2, 3, 6), NOTIFY),
         ((2, 3 | 0o2000000), NOTIFY),
         ((high | 10, high | 3), NOTIFY),
         ((16, 3, 0), ALLOW),
@@ -112,6 +125,11 @@ def test_arguments_decide() -> None:
         assert verdict(code, n["socket"], *args) == wanted, args
     packets, _, _ = guest("x86_64", ("packet-sockets",))
     vsock, _, _ = guest("x86_64", ("af-vsock",))
+    assert [verdict(packets, n["socket"], 2, t, p) for t, p in ((1, 262), (2, 136), (1, 132))] == [ALLOW] * 3
+    pairs = (high | 1, 1, 30, 17, 2, 40)  # 30: TIPC
+    assert [verdict(code, n["socketpair"], f, 1) for f in pairs] == [ALLOW, ALLOW, *[NOTIFY] * 4]
+    assert [verdict(packets, n["socketpair"], f, 1) for f in pairs] == [*[ALLOW] * 5, NOTIFY]
+    assert [verdict(vsock, n["socketpair"], f, 1) for f in pairs] == [ALLOW, ALLOW, *[NOTIFY] * 3, ALLOW]
     assert [verdict(packets, n["socket"], f, 3) for f in (2, 17, 38, 40)] == [ALLOW, ALLOW, ALLOW, NOTIFY]
     assert [verdict(vsock, n["socket"], f, 3) for f in (2, 17, 38, 40)] == [NOTIFY, NOTIFY, NOTIFY, ALLOW]
     for flag in (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000):

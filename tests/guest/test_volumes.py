@@ -112,3 +112,18 @@ async def test_what_is_asked_is_checked(tmp_path: Path) -> None:
         with pytest.raises(ProviderError, match="mounts nothing"):
             await request(p.OP_MOUNT, **good)
         assert await request(p.OP_UNMOUNT) == {}
+
+
+def test_a_folder_of_the_host_is_a_place_wherever_the_agent_runs(tmp_path: Path) -> None:
+    """The policy that is set next finds it, and lets the agent write to it if it is not read-only."""
+    run(
+        tmp_path,
+        """
+from voidbox_guest.places import Places
+places = Places(privileged=False)
+assert places.disks() == []
+places.add("/srv/in", read_only=True)
+places.add("/srv/out", read_only=False)
+assert places.disks() == [("/srv/in", True), ("/srv/out", False)]
+""",
+    )

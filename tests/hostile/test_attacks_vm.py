@@ -53,7 +53,7 @@ async def test_the_secret_and_pid_1(box: Box) -> None:
 
 
 async def test_ptrace_of_anybody(box: Box) -> None:
-    """Not of PID 1, nor of its own children: no process looks into another."""
+    """Not of PID 1, nor of its own children: no process has another's memory."""
     done = await attack(
         box,
         """
@@ -61,11 +61,33 @@ async def test_ptrace_of_anybody(box: Box) -> None:
         child = subprocess.Popen(["sleep", "5"])
         attempt("child", syscall, 101, 16, child.pid, 0, 0)
         attempt("memory", syscall, 310, child.pid, 0, 0, 0, 0, 0)  # process_vm_readv
+        attempt("read", open, f"/proc/{child.pid}/mem", "rb")
+        attempt("write", open, f"/proc/{child.pid}/mem", "r+b")
         child.kill()
         """,
     )
-    assert outcomes(done) == {"init": "EPERM", "child": "EPERM", "memory": "EPERM"}
+    found = outcomes(done)
+    assert (found.pop("read"), found.pop("write")) == ("EACCES", "EACCES")
+    assert found == {"init": "EPERM", "child": "EPERM", "memory": "EPERM"}
     assert "syscalls.ptrace" in rules(done)
+
+
+async def test_another_command(box: Box) -> None:
+    """What runs beside it as the same user is closed to it: each command has a Landlock domain of its own."""
+    async with await box.start_exec(["sh", "-c", "echo; read x"], stdin=True) as other:
+        assert await other.stdout.receive() == b"\n"
+        done = await attack(
+            box,
+            f"""
+            for name in ("environ", "maps", "mem", "auxv"):
+                attempt(name, lambda: open(f"/proc/{other.pid}/{{name}}", "rb").read(1))
+            for name in ("exe", "cwd", "fd/1"):
+                attempt(name, os.readlink, f"/proc/{other.pid}/{{name}}")
+            """,
+        )
+    found = outcomes(done)
+    assert len(found) == 7
+    assert set(found.values()) <= {"EACCES", "EPERM"}, found
 
 
 async def test_pid_1_cannot_be_killed(box: Box) -> None:
@@ -152,13 +174,28 @@ async def test_programs_beside_the_allowlist(box: Box) -> None:
         attempt("memfd", os.memfd_create, "x")
         attempt("loader", run, "/lib64/ld-linux-x86-64.so.2", "/usr/bin/git", "--version")
         attempt("loaded", run, "/lib64/ld-linux-x86-64.so.2", "/workspace/copy", "--version")
+        loader = "ld-linux-x86-64.so.2"
+        os.symlink(f"/lib64/{loader}", "/tmp/loader")
+        os.symlink("/proc/self/cwd", "here")
+        for name, way in {
+            "link": "/tmp/loader",
+            "cwd": f"cd /lib64; /proc/self/cwd/{loader}",
+            "here": f"cd /lib64; $OLDPWD/here/{loader}",
+            "devfd": "/dev/fd/9",
+            "thread": "/proc/thread-self/fd/9",
+            "long": "cd /lib64; " + "./" * 2035 + loader,
+        }.items():
+            attempt(name, run, "sh", "-c", f"exec 9</lib64/{loader}; {way} /usr/bin/git --version")
+        attempt("itself", run, "sh", "-c", "/proc/self/exe -c true && /dev/fd/9 -c true 9</bin/sh")
         fd = os.open("/usr/bin/git", os.O_RDONLY)
         attempt("fd", lambda: os.execve(fd, ["git", "--version"], {}))
         """,
     )
     found = outcomes(done)
+    assert found.pop("itself") == "ok", "what is allowed may find itself so"
     assert set(found) == {
         "direct", "shell", "copy", "symlink", "hardlink", "script", "own", "memfd", "loader", "loaded", "fd",
+        "link", "cwd", "here", "devfd", "thread", "long",
     }  # fmt: skip
     assert "ok" not in found.values(), done.stdout
     assert {"commands", "syscalls.memfd"} <= rules(done)

@@ -74,29 +74,3 @@ def test_a_policy_says_what_it_means() -> None:
     with pytest.raises(UserError, match="names no host"):
         validated(Policy, network="allowlist")
     assert Policy(network="allowlist", egress=("PyPI.org:443",)).egress == ("pypi.org:443",)
-
-
-def test_loosened() -> None:
-    """The default is not; whatever is looser says so in words."""
-    assert Policy().loosened == ()
-    assert Policy(commands=("ls",), write=("/workspace",), read=("/etc",)).loosened == ()
-    loose = validated(
-        Policy,
-        network="monitored",
-        egress=("10.0.0.0/8:80",),
-        syscalls=("ptrace",),
-        commands=("/workspace/",),
-        write=("/etc",),
-        rlimits={"processes": 4000},
-        caps={"pids": 4000},
-    )
-    assert loose.loosened == (
-        "network monitored",
-        "private addresses 10.0.0.0/8:80",
-        "system calls ptrace",
-        "execution of files in /workspace/",
-        "writing to /etc",
-        "rlimit processes 4000",
-        "4000 processes",
-    )
-    assert Policy(network="allowlist", egress=("10.0.0.1:80",)).loosened == ("network allowlist",)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from voidbox_lab.box import bundles, files, process
 from voidbox_lab.box.bundles import LeftOut, Packed
 from voidbox_lab.box.connection import REQUEST_S, Connection
+from voidbox_lab.box.denials import Denials
 from voidbox_lab.box.files import FileInfo, Listing, User
 from voidbox_lab.box.process import Completed, Exit, Output, Process, Pty
 from voidbox_lab.box.trouble import first_error
@@ -104,8 +105,9 @@ class Box:
         call = self._connection.open(p.OP_EXEC, **fields)
         if isinstance(stdin, bytes):
             self._connection.spawn(process.feed, call, stdin)
-        pid = await process.started(call, START_S)
-        return Process(call, tuple(argv), pid, stdin is True, pty)
+        denials = Denials()
+        pid = await process.started(call, START_S, denials)
+        return Process(call, tuple(argv), pid, stdin is True, pty, denials)
 
     async def run(
         self,
@@ -269,17 +271,14 @@ class Box:
         await self._connection.request(p.OP_PING, within_s=timeout_s)
         return anyio.current_time() - began
 
-    async def apply(self, policy: Policy, places: Sequence[str] = ()) -> None:
+    async def apply(self, policy: Policy) -> None:
         """Put `policy` in force for every command started from now on.
-
-        Args:
-            places: directories that are the agent's own besides the usual ones; made if they are not there.
 
         Raises:
             UserError: it names a program, file or directory that the box lacks (cause ``not-found``).
             ProviderError: the guest kernel cannot enforce it (cause ``unsupported``).
         """
-        await self._connection.request(p.OP_POLICY, **policy_fields(policy), places=list(places))
+        await self._connection.request(p.OP_POLICY, **policy_fields(policy))
 
     async def telemetry(self, interval_s: float = 1.0) -> AsyncIterator[Telemetry]:
         """Samples of the guest's procfs, the first at once, one per `interval_s` (at least 0.2), without end.

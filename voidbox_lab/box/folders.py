@@ -29,7 +29,7 @@ COPY_S = 1800.0
 class Box(Protocol):
     """What is needed of a box."""
 
-    async def apply(self, policy: Policy, places: Sequence[str] = ()) -> None: ...
+    async def apply(self, policy: Policy) -> None: ...
     async def unpack(
         self, path: str, chunks: Iterator[bytes], *, user: User = ..., mount: Literal["", "ro", "rw"] = ...
     ) -> None: ...
@@ -94,7 +94,7 @@ async def mounted(box: Box, mounts: Sequence[HostMount], policy: Policy) -> Asyn
                     raise
                 raise UserError(f"The folder {mount.source} cannot be mounted: {e.message}", cause="mount") from e
         if mounts:
-            await box.apply(policy, [mount.path for mount in mounts if not mount.read_only])
+            await box.apply(policy)
         yield copied
     finally:
         for one in copied:

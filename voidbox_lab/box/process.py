@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,15 +11,13 @@ from anyio.abc import ByteReceiveStream, ByteSendStream
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from voidbox_lab.box.call import Call
+from voidbox_lab.box.denials import Denials
 from voidbox_lab.errors import ProviderError, UserError, VoidboxError
 from voidbox_lab.spec.events import Denied
 from voidbox_lab.wire.protocol import MAX_COLS, MAX_ROWS, STDERR, STDIN, STDOUT
 
 KILL_S = 15.0
 """Seconds from SIGKILL to the guest's word that the command is over; the guest gives up after 5 itself."""
-MAX_DENIED = 1000
-"""Denials taken of one command; a guest that tells more is not listened to."""
-MAX_COUNT = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -156,12 +153,20 @@ class Input(ByteSendStream):
 class Process:
     """A running command. Leaving it as a context manager kills it if it still runs."""
 
-    def __init__(self, call: Call, argv: tuple[str, ...], pid: int, stdin: bool, pty: Pty | None = None) -> None:
+    def __init__(
+        self,
+        call: Call,
+        argv: tuple[str, ...],
+        pid: int,
+        stdin: bool,
+        pty: Pty | None = None,
+        denials: Denials | None = None,
+    ) -> None:
         self._call = call
         self._taking = anyio.Lock()
         self._taken = 0
-        self._told: deque[Denied] = deque()
-        self._denials = 0
+        self._denials = denials or Denials()
+        self._over = False
         self.pty = pty
         """The size of its terminal, which `stdin` and `stdout` are then; `stderr` is empty."""
         self._exit: Exit | None = None
@@ -184,15 +189,16 @@ class Process:
         return self._exit
 
     async def denials(self) -> AsyncIterator[Denied]:
-        """What the policy denies it and what it started, as it happens, until it has ended; at most `MAX_DENIED`.
+        """What the policy denies it and what it started, as it happens, until all of that is over.
 
-        For one reader. Raises as `wait`.
+        For one reader; and it is not over while its output is not read. Raises as `wait`.
         """
-        while self._told or self._exit is None:
-            if self._told:
-                yield self._told.popleft()
-            else:
-                await self._take(self._taken)
+        while True:
+            while (told := self._denials.pop()) is not None:
+                yield told
+            if self._over:
+                return
+            await self._take(self._taken)
 
     async def _take(self, seen: int) -> None:
         """Take one event in, unless another task has since the `seen`-th."""
@@ -201,12 +207,14 @@ class Process:
                 return
             event = await self._call.event()
             if event is None:
-                self._exit = Exit.from_guest(await self._call.result())
+                ended = Exit.from_guest(await self._call.result())
+                self._exit = self._exit or ended
+                self._denials.end()
+                self._over = True
             elif "exited" in event:
                 self._exit = Exit.from_guest(event["exited"])
-            elif "denied" in event and self._denials < MAX_DENIED:
-                self._told.append(denied(event["denied"]))
-                self._denials += 1
+            elif "denied" in event:
+                self._denials.take(event["denied"])
             self._taken += 1
 
     async def resize(self, rows: int, cols: int) -> None:
@@ -248,23 +256,8 @@ class Process:
         await self.kill()
 
 
-def denied(fields: object) -> Denied:
-    """A denial from the guest's fields.
-
-    Raises:
-        ProviderError: they are not those of a denial.
-    """
-    if not isinstance(fields, dict):
-        raise ProviderError("The guest sent a malformed denial.", cause="protocol")
-    try:
-        told = Denied.model_validate({**fields, "type": "denied"}, strict=True)
-    except ValidationError:
-        raise ProviderError("The guest sent a malformed denial.", cause="protocol") from None
-    return told if told.count <= MAX_COUNT else told.model_copy(update={"count": MAX_COUNT})
-
-
-async def started(call: Call, timeout_s: float) -> int:
-    """Wait until the command of `call` runs; its pid in the guest. What it was denied before is in the error.
+async def started(call: Call, timeout_s: float, denials: Denials) -> int:
+    """Wait until the command of `call` runs; its pid in the guest. What it is denied before goes to `denials`.
 
     Raises:
         UserError: there is no such program, directory or user, or policy denies it (cause ``denied``).
@@ -274,6 +267,7 @@ async def started(call: Call, timeout_s: float) -> int:
         with anyio.fail_after(timeout_s):
             event = await call.event()
             while event is not None and "denied" in event:
+                denials.take(event["denied"])
                 event = await call.event()
     except TimeoutError:
         call.abandon()

@@ -11,6 +11,7 @@ import anyio
 from voidbox_lab.box.birth import Birth
 from voidbox_lab.box.box import Box, policy_fields
 from voidbox_lab.box.connection import REQUEST_S, Connection
+from voidbox_lab.box.denials import Denials
 from voidbox_lab.box.egress import ENVIRONMENT, OpenEgress
 from voidbox_lab.box.mounting import mount, mounted
 from voidbox_lab.box.process import Process, started
@@ -92,7 +93,7 @@ async def rehearse(connection: Connection, commands: Sequence[Sequence[str]] = (
             timeout_s=REHEARSAL_S,
         )
         try:
-            pid = await started(call, REHEARSAL_S)
+            pid = await started(call, REHEARSAL_S, Denials())
         except UserError:  # an image of somebody's own may lack it
             continue
         async with Process(call, tuple(argv), pid, False) as process:

@@ -92,7 +92,7 @@ def _described(stage: Stage) -> dict[str, Any]:
         "command": list(box.command) if box.command else None,
         "image": box.image,
         "skills": [{"name": skill.name, "kind": skill.kind} for skill in box.skills],
-        "policy": {"network": box.policy.network, "loosened": list(box.policy.loosened)},
+        "policy": {"network": box.policy.network, "loosened": list(box.loosened)},
     }
 
 
@@ -133,5 +133,5 @@ def _details(box: VoidBoxSpec) -> Iterator[str]:
         yield f"mount {mount}"
     if box.policy.egress:
         yield one_line(f"egress to {', '.join(box.policy.egress)}", 400)
-    if box.policy.loosened:
-        yield one_line(f"looser than the default policy: {', '.join(box.policy.loosened)}", 400)
+    if box.loosened:
+        yield one_line(f"looser than the default policy: {', '.join(box.loosened)}", 400)

@@ -69,7 +69,7 @@ async def run_stage(
         await emit(BoxBooted(facts=box.facts))
         if box.facts.start_note:
             await emit(Notice(level="warning", message=f"Booted, not cloned: {box.facts.start_note}"))
-        if loosened := job.box.effective_policy.loosened:
+        if loosened := job.box.loosened:
             what = shortened(", ".join(loosened), 900)
             text = f"Stage {job.box.name!r} runs with a looser policy than the default: {what}."
             await emit(Notice(level="warning", message=text))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -11,7 +11,6 @@ from voidbox_lab.spec.base import Spec
 from voidbox_lab.spec.egress import MAX_PATTERNS, EgressLimits, EgressPattern, Network, parse_destination
 from voidbox_lab.spec.validate import validated
 
-ExecName = Annotated[str, Field(pattern=r"^[\w.+/@-]+$", max_length=255)]
 SyscallGroup = Literal[
     "af-vsock",
     "bpf",
@@ -38,6 +37,14 @@ def _guest_path(path: str) -> str:
     return path.removesuffix("/") or "/"
 
 
+def _exec_name(name: str) -> str:
+    if "/" in name:
+        _guest_path(name)
+    return name
+
+
+ExecName = Annotated[str, Field(pattern=r"^[\w.+/@-]+$", max_length=255), AfterValidator(_exec_name)]
+"""A program: a name, or an absolute path."""
 GuestPath = Annotated[str, Field(max_length=1024, pattern=r"^/[^\x00-\x1f]*$"), AfterValidator(_guest_path)]
 """A file, or a directory with all below it."""
 
@@ -113,13 +120,19 @@ class Policy(Spec):
     @property
     def loosened(self) -> tuple[str, ...]:
         """In what it is looser than the default, in words; nothing for a safe policy."""
+        return self.loosened_beside()
+
+    def loosened_beside(self, writable: Sequence[str] = (), read_only: Sequence[str] = ()) -> tuple[str, ...]:
+        """The same in a box with volumes and folders at these places, where nothing is executed by default."""
         found = [] if self.network == "none" else [f"network {self.network}"]
         if self.network != "none" and self.network != "allowlist":
             found += [f"private addresses {e}" for e in self.egress if parse_destination(e).network is not None]
         found += [f"system calls {group}" for group in sorted(self.syscalls)]
-        found += [f"execution of files in {c}" for c in self.commands or () if _writable(c)]
-        if self.write is not None:
-            found += [f"writing to {path}" for path in self.write if not _writable(path)]
+        places = (*AGENT_DIRECTORIES, "/dev/shm", *writable)  # noqa: S108 - in the guest
+        for path in self.commands or ():
+            if any(_within(path, place) or _within(place, path) for place in (*places, *read_only)):
+                found.append(f"execution of files in {path}")
+        found += [f"writing to {w}" for w in self.write or () if not any(_within(w, place) for place in places)]
         for name, most in Rlimits().model_dump().items():
             if getattr(self.rlimits, name) > most:
                 found.append(f"rlimit {name} {getattr(self.rlimits, name)}")
@@ -132,5 +145,6 @@ AGENT_DIRECTORIES = ("/workspace", "/home/agent", "/tmp", "/var/tmp")  # noqa: S
 """What the agent may write to unless told otherwise."""
 
 
-def _writable(path: str) -> bool:
-    return bool(re.match(rf"({'|'.join(AGENT_DIRECTORIES)})(/|$)", path))
+def _within(path: str, directory: str) -> bool:
+    """Whether `path` is `directory` or below it; a command that is a directory ends in ``/``."""
+    return f"{path}/".startswith(directory if directory.endswith("/") else f"{directory}/")

@@ -106,6 +106,13 @@ class VoidBoxSpec(Spec):
         commands = tuple(dict.fromkeys((*self.policy.commands, *programs)))
         return self.policy.model_copy(update={"commands": commands})
 
+    @property
+    def loosened(self) -> tuple[str, ...]:
+        """In what its policy is looser than the default, in words; see `Policy.loosened`."""
+        places = {m.path: m.read_only for m in self.volumes} | {m.path: m.read_only for m in self.mounts}
+        writable = [path for path, read_only in places.items() if not read_only]
+        return self.effective_policy.loosened_beside(writable, [path for path in places if path not in writable])
+
     @field_validator("skills")
     @classmethod
     def _unique(cls, skills: tuple[Capability, ...]) -> tuple[Capability, ...]:

@@ -19,7 +19,7 @@ remove       ``path, user, recursive``                                    -
 unpack       ``path, user, mount``; DATA 0 (``wire.bundle``), END         ``files, bytes``
 pack         ``path, user, links, changed, max_files, max_bytes``         DATA 0; ``entries, left_out, shown``
 telemetry    ``interval_s``                                               EVENT per sample until CANCEL
-policy       ``commands, read, write, places, syscalls, rlimits, caps``   ``landlock, seccomp``
+policy       ``commands, read, write, syscalls, rlimits, caps``           ``landlock, seccomp``
 identity     ``hostname, time_ns, entropy``                               -
 proxy        ``listen, port``                                             ``listen``
 capture      ``port``                                                     -
