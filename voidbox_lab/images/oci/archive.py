@@ -73,7 +73,7 @@ class Allowance:
         """So many more bytes. Raises LimitExceeded."""
         self.unpacked -= number
         if self.unpacked < 0:
-            raise _too_large()
+            raise too_large()
 
 
 class _Hashing:
@@ -128,7 +128,7 @@ def _check(member: tarfile.TarInfo, allowance: Allowance) -> None:
     allowance.take_member()
     # Before its content is awaited: a header costs nothing.
     if member.size > allowance.unpacked:
-        raise _too_large()
+        raise too_large()
     for number in (member.uid, member.gid):
         if not 0 <= number < 1 << 32:
             raise unsafe(member.name, "its owner is out of range")
@@ -225,7 +225,8 @@ def _damaged(why: str) -> ProviderError:
     return ProviderError(f"A layer of the OCI image is damaged ({why}).", cause="archive-damaged")
 
 
-def _too_large() -> LimitExceeded:
+def too_large() -> LimitExceeded:
+    """The error for an image of more bytes than `MAX_UNPACKED`."""
     return LimitExceeded(
         f"The OCI image has more than {MAX_UNPACKED >> 30} GiB; use a smaller one.",
         limit="disk",
