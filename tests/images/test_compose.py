@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.images.packages import shelf
+from tests.images.small import shelf
 from voidbox_lab.images import Image, compose, read_manifest
 from voidbox_lab.images.build import MAX_DISKS
 from voidbox_lab.settings import Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.images.oci.maker import Layer, Registry, entry
-from tests.images.packages import shelf
+from tests.images.small import shelf
 from voidbox_lab.images import compose, prune, read_manifest, resolve
 from voidbox_lab.images.build import MAX_DISKS
 from voidbox_lab.settings import Settings

@@ -1,21 +1,48 @@
-"""A stand-in for distribution packages: planned and filled without a network, by what a test says there is."""
+"""Images of a few bytes, and packages that need no network: there is what a test says there is."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
+from voidbox_lab.images import Image
 from voidbox_lab.images.apt import Package
 from voidbox_lab.images.build import publish, read_manifest, resolve
 from voidbox_lab.images.layers import stack
 from voidbox_lab.images.layers.base import Base, Work
 from voidbox_lab.images.layers.reference import Reference
-from voidbox_lab.images.store import Store
+from voidbox_lab.images.store import BlobKind, Store
 from voidbox_lab.images.unpack import Tree, make_directory
 from voidbox_lab.settings import Settings
 
 PYTHON = Package("python3.11-minimal", "3.11.2", "amd64", "a" * 64, 1)
+
+
+def _blob(store: Store, kind: BlobKind, text: str) -> dict[str, Any]:
+    """A stored file with `text` in it."""
+    return dataclasses.asdict(store.step(text, kind, lambda target: target.write_text(text) and None))
+
+
+def small_image(settings: Settings, label: str = "one", name: str = "default") -> Image:
+    """A published image whose kernel and guest layer are its own; the rest is the same for all."""
+    store = Store(settings.cache)
+    manifest = {
+        "version": 2,
+        "kernel": _blob(store, "kernels", f"kernel {label}"),
+        "kernel_release": "6.1.0-test",
+        "initrd": _blob(store, "initrds", "initrd"),
+        "modules": _blob(store, "modules", "modules"),
+        "scratch": _blob(store, "scratch", "scratch"),
+        "layers": [
+            _blob(store, "layers", "distribution") | {"name": "distribution"},
+            _blob(store, "layers", f"guest {label}") | {"name": "guest"},
+        ],
+        "arguments": ["console=ttyS0", "quiet"],
+        "packages": {},
+    }
+    return publish(store, name, manifest)
 
 
 class Shelf:
