@@ -58,8 +58,9 @@ def test_an_image_is_described(settings: Settings, stack: tuple[Image, Image, Im
     """Its parts in words; each layer with what it holds and under which licence."""
     base, agent, top = stack
     assert describe(settings, base)["what"] == "distribution packages"
+    assert describe(settings, agent)["what"] == "agent agent-x 1.2.3"
     about = describe(settings, top)
-    assert about["what"] == "agent-x 1.2.3, deb:jq"
+    assert about["what"] == "agent agent-x 1.2.3, deb:jq"
     assert about["size"] == sum(layer.size for layer in top.layers)
     assert about["from"] == {"name": agent.name, "digest": agent.digest}
     assert [layer["name"] for layer in about["layers"]] == ["distribution", "guest", "agent-x", "deb:jq"]
@@ -98,19 +99,24 @@ def test_of_an_oci_image_it_says_which(
     assert about["mounts"][0]["path"] == "/skills/y"
     assert about["mounts"][0]["digest_of"] == "sha256:" + "d" * 64
     monkeypatch.setenv("VOIDBOX_CACHE", str(settings.cache))
-    assert run(["image", "inspect", "oci-x"]) == 0
+    on_top(settings, image, "oci-x+agent-x", AGENT)
+    for text in ("x:1", "docker.io/x:1", "docker.io/library/x:1"):
+        assert find(settings, text) == image
+    for text in ("x:2", "x@sha256:" + "b" * 64, "y:2"):
+        with pytest.raises(UserError, match="is no image"):
+            find(settings, text)
+    assert run(["image", "inspect", "x:1"]) == 0
     shown = capsys.readouterr().out
     assert f"docker.io/library/x:1, {origin['digest']}\n" in shown
     assert "docker.io/library/y:2, sha256:dddd" in shown
 
 
 def test_what_has_too_many_layers_hides_nothing(settings: Settings, make_image: MakeImage) -> None:
-    """It is refused when it is made; those that are there can still be listed, and what it left goes."""
+    """It is refused before anything of it is written; those that are there can still be listed."""
     base = make_image(settings)
     with pytest.raises(UserError, match="room for"):
         on_top(settings, base, "default+many", *({"name": f"x{n}"} for n in range(MAX_DISKS)))
     assert list_images(settings) == [base]
-    prune(settings)
     assert [p.name for p in (settings.cache / "images").iterdir()] == ["default"]
 
 
@@ -156,8 +162,8 @@ def test_the_commands_say_it(
 
     lines = said("image", "list").splitlines()
     assert len(lines) == 3
-    assert lines[2].startswith(f"{top.name}  {top.digest[:19]}  packages  4 layers, ")
-    assert lines[2].endswith("ago  agent-x 1.2.3, deb:jq")
+    assert lines[2].startswith(f"{top.name}  {top.digest[:19]}  4 layers, ")
+    assert lines[2].endswith("ago  agent agent-x 1.2.3, deb:jq")
     listed = json.loads(said("image", "list", "--json"))
     assert [one["name"] for one in listed] == [image.name for image in stack]
     shown = said("image", "inspect", top.name)

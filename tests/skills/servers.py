@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,6 +143,36 @@ def files_over_http(answers: dict[str, bytes | str]) -> Iterator[tuple[str, list
     requests: list[str] = []
     with _served(type("Files", (_Files,), {"answers": answers, "requests": requests})) as url:
         yield url, requests
+
+
+@contextmanager
+def dripping(beginning: bytes, every_s: float = 0.1) -> Iterator[str]:
+    """A server that answers with `beginning`, and from then on with a byte now and then: its base URL."""
+    over = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(beginning)
+            while not over.wait(every_s):
+                connection.sendall(b"a")
+
+    def serve() -> None:
+        with suppress(OSError):
+            while not over.is_set():
+                threads.append(threading.Thread(target=answer, args=(listening.accept()[0],)))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threads = [threading.Thread(target=serve)]
+        threads[0].start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            over.set()
+            listening.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join(10)
 
 
 @contextmanager

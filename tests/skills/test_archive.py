@@ -6,15 +6,17 @@ import gzip
 import hashlib
 import io
 import tarfile
+import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.skills.servers import files_over_http
+from tests.skills.servers import dripping, files_over_http
 from voidbox_lab import Skill
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
-from voidbox_lab.skills import archive
+from voidbox_lab.skills import archive, deadline
 
 SKILL = b"---\nname: fx\n---\nUse rates.csv.\n"
 
@@ -110,13 +112,13 @@ def test_archives_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with files_over_http(answers) as (url, _):
         for name, error, said in (
             ("bomb", LimitExceeded, "unfolds to more than 1 MiB"),
-            ("header", LimitExceeded, "unfolds to more than 1 MiB"),
+            ("header", UserError, "one of its headers has 3145728 bytes"),
             ("long", LimitExceeded, "has more than 1 MiB"),
             ("cut", UserError, "is not a whole archive"),
             ("text", UserError, "is not a whole archive"),
             ("out", ProviderError, "redirects to a place that is not https"),
             ("loop", ProviderError, "redirects more than 5 times"),
-            ("none", ProviderError, "answers with HTTP 404"),
+            ("none", UserError, "answers with HTTP 404"),
         ):
             with pytest.raises(error, match=said):
                 Skill.remote(f"{url}/{name}.tar.gz", path="skills/fx")
@@ -124,6 +126,70 @@ def test_archives_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         answers["/many.tar.gz"] = GOOD
         with pytest.raises(LimitExceeded, match="more than 3 entries"):
             Skill.remote(f"{url}/many.tar.gz", path="skills/fx")
+
+
+def _odd_zip(name: bytes = b"SKILL.md", entries: int = 1, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """An archive of one file, or whose directory has that one many times and says that it has no entry."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as made:
+        made.writestr("n" * len(name), SKILL)
+    data = out.getvalue().replace(b"n" * len(name), name)
+    start, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    directory = data[start:end] * entries
+    closing = data[end : end + 8] + bytes(4) + len(directory).to_bytes(4, "little") + data[end + 16 :]
+    return data[:start] + directory + (closing if entries > 1 else data[end:])
+
+
+def _flagged(data: bytes) -> bytes:
+    """Its names are said to be UTF-8."""
+    at = data.index(b"PK\x01\x02")
+    return data[: at + 8] + b"\x00\x08" + data[at + 10 :]
+
+
+def test_hostile_archives_end_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Python's own readers raise on them, and before they have taken much memory."""
+    pax = tarfile.TarInfo("SKILL.md")
+    pax.pax_headers = {"mtime": "nan"}
+    sparse = tarfile.TarInfo("SKILL.md")
+    sparse.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.map": "0," * 20_000 + "0", "GNU.sparse.size": "1"}
+    answers: dict[str, bytes | str] = {
+        "/time.tar.gz": _tar((pax, b"")),
+        "/sparse.tar.gz": _tar((sparse, b"")),
+        "/lzma.zip": _odd_zip(method=zipfile.ZIP_LZMA),
+        "/bzip2.zip": _odd_zip(method=zipfile.ZIP_BZIP2),
+        "/name.zip": _flagged(_odd_zip(name=b"SKILL.\xff\xff")),
+        "/many.zip": _odd_zip(entries=200_000),
+    }
+    with files_over_http(answers) as (url, _):
+        for name, error, said in (
+            ("time.tar.gz", UserError, "a pax header has 'nan' for mtime"),
+            ("sparse.tar.gz", UserError, "it is sparse"),
+            ("lzma.zip", UserError, "not stored or deflated"),
+            ("bzip2.zip", UserError, "not stored or deflated"),
+            ("name.zip", UserError, "not a whole archive"),
+            ("many.zip", LimitExceeded, "directory has more than 8 MiB"),
+        ):
+            tracemalloc.start()
+            try:
+                with pytest.raises(error, match=said):
+                    Skill.remote(f"{url}/{name}")
+                # The server is in this process as well.
+                assert tracemalloc.get_traced_memory()[1] < 32 << 20
+            finally:
+                tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 302 Found\r\nLocation: "],
+)
+def test_a_slow_server_meets_the_bound(beginning: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever in its answer it is slow: each read of it is quick."""
+    monkeypatch.setattr(deadline, "TIMEOUT_S", 1.0)
+    began = time.monotonic()
+    with dripping(beginning) as url, pytest.raises(LimitExceeded, match="has not been fetched after 1 s"):
+        Skill.remote(f"{url}/x.tar.gz")
+    assert time.monotonic() - began < 20
 
 
 def _plain_tar(data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.skills.servers import committed, git, git_daemon, git_over_http
 from voidbox_lab import Skill
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
-from voidbox_lab.skills import commit_of
+from voidbox_lab.skills import commit_of, deadline
 from voidbox_lab.skills import git as fetching
 from voidbox_lab.spec.remote import parse_remote
 
@@ -102,8 +103,12 @@ def test_what_is_not_there_is_said_with_what_is(tmp_path: Path) -> None:
         UserError, match=r"no SKILL.md in the root .*; there are skills in skills/fx, skills/plain\."
     ):
         Skill.remote(source)
-    with pytest.raises(ProviderError, match="git cannot read"):
+    with pytest.raises(UserError, match="git cannot read"):
         Skill.remote(f"git+file://{tmp_path}/none")
+    with git_over_http(tmp_path) as (url, _), pytest.raises(UserError, match=r"git cannot read .* not found"):
+        Skill.remote(f"git+{url}/none", revision="a" * 40)
+    with git_daemon(tmp_path) as url, pytest.raises(UserError, match="not exported"):
+        commit_of(parse_remote(f"git+{url}/none"))
 
 
 def test_nothing_of_a_hostile_repository_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +153,7 @@ def test_a_large_or_slow_repository_ends_at_its_bound(tmp_path: Path, monkeypatc
     monkeypatch.setattr("voidbox_lab.skills.tree.MAX_FILES_BYTES", 1 << 20)
     with pytest.raises(LimitExceeded, match=r"the limit is 256 files and 1 MiB"):
         Skill.remote(source)
-    monkeypatch.setattr(fetching, "TIMEOUT_S", 0.0)
+    monkeypatch.setattr(deadline, "TIMEOUT_S", 0.1)
     slow = tmp_path / "bin"
     slow.mkdir()
     (slow / "git").write_text("#!/bin/sh\nsleep 30 & wait\n")
@@ -156,8 +161,21 @@ def test_a_large_or_slow_repository_ends_at_its_bound(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PATH", f"{slow}:{os.environ['PATH']}")
     with pytest.raises(LimitExceeded, match="has not been fetched after 0 s"):
         Skill.remote(source)
-    monkeypatch.setattr(fetching, "TIMEOUT_S", 60.0)
+    monkeypatch.setattr(deadline, "TIMEOUT_S", 60.0)
     monkeypatch.setattr(fetching, "MAX_FETCH", 1000)
     (slow / "git").write_text("#!/bin/sh\nhead -c 5000 /dev/zero > flood\nsleep 30\n")
     with pytest.raises(LimitExceeded, match="use a smaller repository"):
         Skill.remote(source)
+
+
+def test_all_commands_of_a_fetch_have_one_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them alone is as slow as that."""
+    committed(tmp_path / "repo", FILES)
+    slow = tmp_path / "bin"
+    slow.mkdir()
+    (slow / "git").write_text(f'#!/bin/sh\nsleep 0.8\nexec {shutil.which("git")} "$@"\n')
+    (slow / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow}:{os.environ['PATH']}")
+    monkeypatch.setattr(deadline, "TIMEOUT_S", 2.0)
+    with pytest.raises(LimitExceeded, match="has not been fetched after 2 s"):
+        Skill.remote(f"git+file://{tmp_path}/repo", path="skills/fx")

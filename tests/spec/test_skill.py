@@ -44,7 +44,18 @@ def test_any_text_is_a_skill_or_one_sentence(text: str, description: str) -> Non
     [
         ("", "empty"),
         ("body", "no name"),
-        ("---\nname: [\n---\nbody", "front matter is not valid YAML at line"),
+        ("---\nname: [\n---\nbody", "front matter is not valid YAML at line 3"),
+        ("---\nname: a\nother: b: c\n---\nbody", "front matter is not valid YAML at line 3"),
+        ('---\nname: "\\UFFFFFFFF"\n---\nbody', "front matter is not valid YAML"),
+        ('---\nname: a\ndescription: "\\ud800"\n---\nbody', "description"),
+        ("---\nname: [a]\n---\nbody", "name in the skill's front matter is a list or mapping"),
+        ("---\nname: a\ndescription: {b: c}\n---\nbody", "description in the skill's front matter is a list"),
+        ("---\nname: 2024-13-45 \n---\n", "empty"),
+        (f"---\nname: {'9' * 5000}\n---\nbody", "name"),
+        (f"---\nname: a\nother: {'x' * 20_000}\n---\nbody", "more than 16 KiB"),
+        (f"---\nname: {'[' * 16_000}\n---\nbody", "front matter is not valid YAML"),
+        # libyaml's composer ends the process on this one.
+        (f"---\nname: {'[' * 500_000}\n---\nbody", "more than 16 KiB"),
         ("---\nname: Not A Name\n---\nbody", "not a name"),
     ],
 )
@@ -52,6 +63,33 @@ def test_bad_skills_say_why(text: str, words: str) -> None:
     """One sentence that names the problem."""
     with pytest.raises(UserError, match=words):
         Skill.from_markdown(text, name="x" if not text else None)
+
+
+def test_front_matter_cannot_grow() -> None:
+    """Three hundred bytes of aliases would be 26 MB as text."""
+    levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 8)]
+    bomb = "\n".join(["---", "l0: &l0 [x]", *levels, "name: *l7", "---", "body"])
+    with pytest.raises(UserError, match=r"at line 2 \(anchors and aliases are not read here\)"):
+        Skill.from_markdown(bomb)
+    with pytest.raises(UserError, match="anchors and aliases"):
+        Skill.from_markdown("---\nname: a\ndescription: &d d\n---\nbody")
+
+
+def test_front_matter_is_text_as_it_stands(tmp_path: Path) -> None:
+    """What YAML would make a date, a number or a truth of; what it makes nothing of is not there."""
+    path = tmp_path / "SKILL.md"
+    for written in ("2024-13-45", "2024-01-01", "007", "1e3", "yes", '"null"'):
+        path.write_text(f"---\nname: {written}\ndescription: {written}\n---\nbody")
+        assert Skill.file(path).name == Skill.file(path).description == written.strip('"')
+    path.write_text("---\nname:\ndescription: ~\nallowed-tools: [a, {b: c}]\n---\nbody")
+    assert (Skill.file(path, name="given").name, Skill.file(path).description) == ("given", "")
+    assert Skill.file(path).name == tmp_path.name.replace("_", "-")
+
+
+@pytest.mark.parametrize("text", ["{\nnot json\n}\nbody", "+++\nnot = [toml\n+++\nbody", "a\n---\nb: [\n---\nc"])
+def test_nothing_else_is_front_matter(text: str) -> None:
+    """Other kinds, and what stands below a first line, are the skill's own words."""
+    assert Skill.from_markdown(text, name="a").body == text + "\n"
 
 
 def test_files_and_directories(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +11,7 @@ import typer
 
 from voidbox_lab.cli import complete
 from voidbox_lab.cli.output import Json, ago, duration, err, out, print_json, working
-from voidbox_lab.errors import ProviderError
+from voidbox_lab.errors import ProviderError, Unavailable, UserError
 from voidbox_lab.settings import Settings
 from voidbox_lab.widgets.quantities import size
 
@@ -26,15 +26,26 @@ Which = Annotated[str, typer.Argument(help="Which image.", autocompletion=comple
 @app.command()
 def build(
     name: Annotated[str, typer.Argument(help="Which recipe.", autocompletion=complete.images)] = "default",
-    refresh: Annotated[bool, typer.Option(help="Plan package versions anew instead of the pinned ones.")] = False,
+    package: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REF", help="Make the layer of a package for it, such as deb:jq; may be repeated."),
+    ] = None,
+    refresh: Annotated[
+        bool, typer.Option(help="Plan package versions anew instead of the pinned ones; of --package those alone.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Build an image, or what of it is missing, from distribution packages; no root needed."""
     from voidbox_lab import images
 
     began = time.monotonic()
+    wanted = [_checked(ref) for ref in package or ()]
+    settings = Settings.from_env().prepare()
     with _reporter(quiet=json) as report:
-        image = images.build(Settings.from_env().prepare(), name, report, refresh=refresh)
+        if wanted:
+            image = _with_packages(settings, name, wanted, report, refresh=refresh)
+        else:
+            image = images.build(settings, name, report, refresh=refresh)
     if json:
         print_json(_describe(image))
     else:
@@ -73,14 +84,19 @@ def list_(json: Json = False) -> None:
     for one in found:
         used = f"used {ago(time.time() - one['last_used'])} ago" if one["current"] else "replaced"
         layers = f"{len(one['layers'])} layers, {size(one['size'])}"
-        line = (one["name"], one["digest"][:19], one["kind"], layers, used, one["what"])
+        line = (one["name"], one["digest"][:19], layers, used, one["what"])
         out.print("  ".join(line), markup=False)
 
 
 @app.command()
 def inspect(
     name: Annotated[
-        str, typer.Argument(metavar="NAME|DIGEST", help="Which image.", autocompletion=complete.images)
+        str,
+        typer.Argument(
+            metavar="NAME|DIGEST|REF",
+            help="Which image; an OCI image also by its reference.",
+            autocompletion=complete.images,
+        ),
     ] = "default",
     json: Json = False,
 ) -> None:
@@ -131,7 +147,9 @@ def verify(name: Which = "default", json: Json = False) -> None:
 
 @app.command()
 def prune(
-    everything: Annotated[bool, typer.Option("--all", help="Current images and package downloads too.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Current images, all downloads and fetched skills too.")
+    ] = False,
     unused_for: Annotated[
         str | None,
         typer.Option(metavar="DURATION", help="Also what no box was asked of for so long, as in 30d, 12h."),
@@ -147,6 +165,33 @@ def prune(
         print_json({"freed": freed})
     else:
         out.print(f"freed {size(freed)}")
+
+
+def _checked(ref: str) -> str:
+    from voidbox_lab.spec.packages import check_package
+
+    try:
+        return check_package(ref)
+    except ValueError as e:
+        raise UserError(f"{e}.") from e
+
+
+def _with_packages(
+    settings: Settings, name: str, packages: Sequence[str], report: images.Report, *, refresh: bool
+) -> images.Image:
+    """The image `name`, built if it is not there, with `packages` as boxes get them."""
+    from voidbox_lab import images
+    from voidbox_lab.spec import Rootfs
+    from voidbox_lab.spec.validate import validated
+
+    rootfs = validated(Rootfs, image=name, packages=sorted(set(packages)))
+    try:
+        return images.compose(settings, rootfs, report, refresh=refresh)
+    except Unavailable as e:
+        if e.cause not in {"image-missing", "image-outdated", "image-damaged"}:
+            raise
+    images.build(settings, name, report)
+    return images.compose(settings, rootfs, report, refresh=refresh)
 
 
 def _describe(image: images.Image) -> dict[str, object]:

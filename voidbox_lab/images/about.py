@@ -9,11 +9,13 @@ from typing import Any
 from voidbox_lab.errors import UserError
 from voidbox_lab.images.build import list_images, read_manifest
 from voidbox_lab.images.model import Image
+from voidbox_lab.images.oci.reference import Reference
 from voidbox_lab.settings import Settings
 
 
 def find(settings: Settings, text: str) -> Image:
-    """The image of which `text` is the name, or the beginning of the digest, with or without ``sha256:``.
+    """The image of which `text` is the name, or the beginning of the digest, with or without ``sha256:``, or the
+    reference as which it was pulled.
 
     Raises:
         UserError: there is none, or more than one.
@@ -24,6 +26,7 @@ def find(settings: Settings, text: str) -> Image:
     matching = named or [
         i for i in found if len(begin) >= 6 and i.digest.removeprefix("sha256:").startswith(begin)
     ]
+    matching = matching or _pulled(settings, found, text)
     if len({image.digest for image in matching}) != 1:
         known = ", ".join(sorted({image.name for image in found})[:8]) or "none; run `voidbox image build`"
         what = (
@@ -31,6 +34,21 @@ def find(settings: Settings, text: str) -> Image:
         )
         raise UserError(f"{text[:100]!r} {what}.", cause="image-unknown")
     return matching[0]
+
+
+def _pulled(settings: Settings, found: list[Image], text: str) -> list[Image]:
+    """The current image made of the OCI reference `text`, with nothing added to it, if there is one."""
+    try:
+        reference = str(Reference.parse(text))
+    except UserError:
+        return []
+    made = [
+        image
+        for image in found
+        if is_current(settings, image)
+        and (read_manifest(settings, image).get("oci") or {}).get("reference") == reference
+    ]
+    return sorted(made, key=lambda image: len(image.name))[:1]
 
 
 def is_current(settings: Settings, image: Image) -> bool:
@@ -67,7 +85,7 @@ def describe(settings: Settings, image: Image) -> dict[str, Any]:
 def _what(manifest: dict[str, Any]) -> str:
     """Its parts in a few words."""
     parts = [manifest["oci"]["reference"]] if "oci" in manifest else []
-    parts += [f"{d['name']} {d['version']}" for d in manifest["layers"] if "licence" in d]
+    parts += [f"agent {d['name']} {d['version']}" for d in manifest["layers"] if "licence" in d]
     parts += manifest.get("added", [])
     parts += [f"{d['reference']} at {d['path']}" for d in manifest.get("mounts", [])]
     return ", ".join(parts) or "distribution packages"

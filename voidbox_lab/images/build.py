@@ -107,8 +107,13 @@ def verify(settings: Settings, image: Image) -> list[str]:
 
 
 def publish(store: Store, name: str, manifest: dict[str, Any]) -> Image:
-    """Write `manifest` as an image called `name` and make it the current one."""
+    """Write `manifest` as an image called `name` and make it the current one.
+
+    Raises:
+        UserError: a box has no room for so many disks, or the name is none; nothing is written.
+    """
     _check_name(name)
+    _check_disks(name, manifest)
     digest = digest_json(manifest)
     directory = store.root / "images" / name
     write(directory / digest.removeprefix("sha256:") / "manifest.json", canonical_json(manifest))
@@ -123,8 +128,10 @@ def load(store: Store, name: str, digest: str) -> Image:
     Raises:
         FileNotFoundError: there is no such manifest.
         Unavailable: the manifest is damaged, or a file is gone or cut short.
+        UserError: a box has no room for so many disks.
     """
     manifest = read(store, name, digest)
+    _check_disks(name, manifest)
     for label, blob in blobs(manifest):
         if not store.whole(blob):
             raise Unavailable(
@@ -137,12 +144,6 @@ def load(store: Store, name: str, digest: str) -> Image:
     for data in (*manifest["layers"], *mounts):
         blob = Blob.from_dict(data)
         layers.append(Layer(str(data["name"]), blob.digest, store.path(blob), blob.size))
-    if len(layers) > MAX_DISKS:
-        raise UserError(
-            f"Image {name!r} has {len(layers)} layers and mounts, and a box room for {MAX_DISKS}; use fewer "
-            "skills that are images.",
-            cause="too-many-layers",
-        )
     counts = [f"voidbox.layers={len(manifest['layers'])}", *([f"voidbox.mounts={len(mounts)}"] if mounts else [])]
     return Image(
         name=name,
@@ -237,6 +238,16 @@ def _kernel(apt: Apt, part: recipes.KernelPart) -> tuple[Package, ...]:
             continue
         return tuple(p for p in closure if p.name.startswith(part.take) and p.name != candidate)
     raise trouble or Unavailable("The image's recipe names no kernel package.")
+
+
+def _check_disks(name: str, manifest: dict[str, Any]) -> None:
+    disks = len(manifest["layers"]) + len(manifest.get("mounts", ()))
+    if disks > MAX_DISKS:
+        raise UserError(
+            f"Image {name!r} has {disks} layers and mounts, and a box room for {MAX_DISKS}; use fewer skills that "
+            "are images.",
+            cause="too-many-layers",
+        )
 
 
 def _check_name(name: str) -> None:

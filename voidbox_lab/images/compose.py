@@ -8,7 +8,7 @@ import os
 from voidbox_lab.errors import UserError
 from voidbox_lab.images import oci
 from voidbox_lab.images.agents import add_agent
-from voidbox_lab.images.build import resolve
+from voidbox_lab.images.build import MAX_DISKS, resolve
 from voidbox_lab.images.layers.stack import add_packages
 from voidbox_lab.images.model import Image, Report, listener
 from voidbox_lab.settings import Settings
@@ -44,7 +44,9 @@ def compose(settings: Settings, rootfs: Rootfs, progress: Report | None = None, 
     if rootfs.agent:
         image = add_agent(settings, image, rootfs.agent, progress=report)
     if rootfs.packages:
-        image = add_packages(settings, image, rootfs.packages, progress=report, refresh=refresh)
+        # Each of the images that are skills is a disk, too, and a layer tells the guest where they are.
+        room = MAX_DISKS - len(image.layers) - len(rootfs.oci) - bool(rootfs.oci)
+        image = add_packages(settings, image, rootfs.packages, room=room, progress=report, refresh=refresh)
     if rootfs.oci:
         image = oci.with_mounts(settings, image, rootfs.oci, report)
     # When it was last wanted; see `prune`.

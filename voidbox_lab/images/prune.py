@@ -24,8 +24,8 @@ def prune(settings: Settings, *, everything: bool = False, unused_for_s: float |
 
     An image that was put together from another (by an agent's layer, by packages) is not current either once that
     other one is not: it would be put together anew. With `unused_for_s` such images go, too, that no box was asked
-    of for so many seconds. With `everything` the current images and all downloads go as well. Boxes that run keep
-    what they have open.
+    of for so many seconds. With `everything` the current images and all downloads go as well, fetched skills among
+    them. Boxes that run keep what they have open.
 
     Raises:
         LimitExceeded: a build held the cache for too long.
@@ -55,9 +55,8 @@ def prune(settings: Settings, *, everything: bool = False, unused_for_s: float |
         if everything:
             for ending in ("deb", "whl"):
                 freed += _remove((store.root / "packages").glob(f"*.{ending}"))
-            freed += _remove(p for p in (store.root / "npm").rglob("*") if p.is_file())
-            freed += _remove(p for p in (store.root / "oci").rglob("*") if p.is_file())
-            for name in ("npm", "locks", "oci"):
+            for name in ("npm", "locks", "oci", "skills"):
+                freed += _remove(p for p in (store.root / name).rglob("*") if p.is_file())
                 shutil.rmtree(store.root / name, ignore_errors=True)
             _remove((store.root / "apt").glob("status-*"))
         for left in store.root.glob("building-*"):

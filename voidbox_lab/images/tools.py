@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import anyio.from_thread
@@ -80,8 +80,12 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: bytes = b"",
     purpose: str = IMAGE,
+    watch: Callable[[], None] | None = None,
 ) -> bytes:
     """Standard output of ``argv[0]`` (a name in `PACKAGES`, or a path), run to its end.
+
+    Args:
+        watch: called every `POLL_S` while it runs; what that raises ends it.
 
     Raises:
         Unavailable: the tool is not installed.
@@ -112,6 +116,8 @@ def run(
         try:
             while True:
                 check_cancelled()
+                if watch is not None:
+                    watch()
                 try:
                     printed, said = process.communicate(timeout=POLL_S)
                     break

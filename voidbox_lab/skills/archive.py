@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import socket
 import stat
 import tarfile
 import tempfile
-import time
+import threading
 import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
+from voidbox_lab import tarstream
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
+from voidbox_lab.skills.deadline import Deadline
 from voidbox_lab.skills.tree import MAX_ENTRIES, Listed, chosen
 from voidbox_lab.spec.remote import RemoteRef, is_loopback
 from voidbox_lab.spec.skill import SKILL_FILE
@@ -23,8 +25,11 @@ from voidbox_lab.spec.skill import SKILL_FILE
 MAX_DOWNLOAD = 128 << 20
 MAX_UNPACKED = 512 << 20
 """Bytes that a compressed archive may unfold to."""
-TIMEOUT_S = 120.0
+MAX_DIRECTORY = 8 << 20
+"""Bytes of a zip archive's directory: 46 and its name for each entry, which becomes some 600 when it is read."""
 MAX_REDIRECTS = 5
+_READ_S = 30.0
+_BROKEN = (*tarstream.BROKEN, zipfile.BadZipFile, NotImplementedError)
 
 
 @contextmanager
@@ -32,19 +37,16 @@ def downloaded(ref: RemoteRef) -> Iterator[tuple[IO[bytes], str]]:
     """The archive as a file that is gone afterwards, and its digest, ``sha256:…``.
 
     Raises:
-        UserError: its digest is not what `ref` says.
+        UserError: it is not there, or its digest is not what `ref` says.
         ProviderError: it cannot be reached.
         LimitExceeded: it is too large, or takes too long.
     """
-    digest = hashlib.sha256()
-    size, end = 0, time.monotonic() + TIMEOUT_S
+    digest, size = hashlib.sha256(), 0
     with tempfile.TemporaryFile(prefix="voidbox-archive-") as file:
         for chunk in _chunks(ref):
             size += len(chunk)
             if size > MAX_DOWNLOAD:
                 raise LimitExceeded(f"{ref.source} has more than {MAX_DOWNLOAD >> 20} MiB.", limit="disk")
-            if time.monotonic() > end:
-                raise LimitExceeded(f"{ref.source} is not here after {TIMEOUT_S:.0f} s.", limit="time")
             digest.update(chunk)
             file.write(chunk)
         revision = f"sha256:{digest.hexdigest()}"
@@ -57,23 +59,59 @@ def downloaded(ref: RemoteRef) -> Iterator[tuple[IO[bytes], str]]:
 def _chunks(ref: RemoteRef) -> Iterator[bytes]:
     import httpx  # a tenth of a second that a notebook without remote skills should not wait
 
-    url = ref.source
+    url, deadline = ref.source, Deadline(ref.source)
     try:
-        with httpx.Client(timeout=30, headers={"accept-encoding": "identity"}) as client:
+        with _cutting(deadline) as trace, httpx.Client(headers={"accept-encoding": "identity"}) as client:
             for _ in range(MAX_REDIRECTS + 1):
-                with client.stream("GET", url) as response:
+                deadline.check()
+                seconds = min(_READ_S, deadline.left_s)
+                with client.stream("GET", url, timeout=seconds, extensions={"trace": trace}) as response:
                     if response.has_redirect_location:
                         url = _next(ref, url, response.headers["location"])
                         continue
                     if response.status_code != 200:
-                        raise ProviderError(
-                            f"{ref.source} answers with HTTP {response.status_code}; check the address."
-                        )
-                    yield from response.iter_raw()
+                        raise _answered(ref, response.status_code)
+                    for chunk in response.iter_raw():
+                        yield chunk
+                        deadline.check()
+                    deadline.check()  # else a body that was cut off looks like one that has ended
                     return
     except (httpx.HTTPError, httpx.InvalidURL) as e:
+        deadline.check()
         raise ProviderError(f"{ref.source} cannot be fetched: {type(e).__name__}, {str(e)[:200]}.") from e
     raise ProviderError(f"{ref.source} redirects more than {MAX_REDIRECTS} times.")
+
+
+def _answered(ref: RemoteRef, status: int) -> UserError | ProviderError:
+    message = f"{ref.source} answers with HTTP {status}; check the address."
+    return UserError(message) if status in {404, 410} else ProviderError(message)
+
+
+@contextmanager
+def _cutting(deadline: Deadline) -> Iterator[Any]:
+    """Cuts off, at the deadline, each connection of the requests that get the yielded extension ``trace``.
+
+    A timeout of httpx's bounds one read; a server that sends a byte now and then would never meet it.
+    """
+    sockets: list[socket.socket] = []
+
+    def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            sockets.append(info["return_value"].get_extra_info("socket"))
+
+    def cut() -> None:
+        for each in sockets:
+            # Not SSLSocket's own, which is for the thread that reads.
+            with suppress(OSError):
+                socket.socket.shutdown(each, socket.SHUT_RDWR)
+
+    timer = threading.Timer(deadline.left_s, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield trace
+    finally:
+        timer.cancel()
 
 
 def _next(ref: RemoteRef, url: str, location: str) -> str:
@@ -100,7 +138,7 @@ def files_in(file: IO[bytes], ref: RemoteRef) -> dict[str, tuple[bytes, bool]]:
             listing = archive.listing()
             found = chosen(_without_top(listing, ref.path), ref.path, ref.source)
             data = archive.read({entry.key for entry in found.values()})
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as e:
+    except _BROKEN as e:
         raise UserError(f"{ref.source} is not a whole archive that is read here: {str(e)[:200]}.") from e
     return {name: (data[entry.key], entry.executable) for name, entry in found.items()}
 
@@ -141,12 +179,9 @@ class _Tar:
     def _members(self) -> Iterator[tuple[tarfile.TarFile, int, tarfile.TarInfo]]:
         self._file.seek(0)
         with gzip.GzipFile(fileobj=self._file) as plain:
-            stream: Any = _Bounded(plain)
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                for number, member in enumerate(tar):
-                    _check_count(number)
-                    tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
-                    yield tar, number, member
+            for number, (tar, member) in enumerate(tarstream.members(_Bounded(plain))):
+                _check_count(number)
+                yield tar, number, member
 
     def listing(self) -> list[Listed]:
         """Regular files; links and devices are left out. A path twice: the last one, as tar would have it."""
@@ -165,9 +200,27 @@ class _Tar:
         return found
 
 
+class _Directory:
+    """A zip archive's file, for zipfile to read its directory from, if that is not too large."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.known = file, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_DIRECTORY and not self.known:
+            raise LimitExceeded(f"The archive's directory has more than {MAX_DIRECTORY >> 20} MiB.", limit="files")
+        return self._file.read(size)
+
+
 class _Zip:
     def __init__(self, file: IO[bytes]) -> None:
-        self._zip = zipfile.ZipFile(file)
+        # All of it is taken in at once, whatever number of entries is said to be there.
+        directory: Any = _Directory(file)
+        self._zip = zipfile.ZipFile(directory)
+        directory.known = True
         self._infos = self._zip.infolist()
         _check_count(len(self._infos))
 
@@ -191,6 +244,8 @@ class _Zip:
             info = self._infos[int(key)]
             if info.flag_bits & 1:
                 raise UserError(f"The archive's {info.filename[:200]!r} is encrypted; use one that is not.")
+            if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise UserError(f"The archive's {info.filename[:200]!r} is not stored or deflated; pack it anew.")
             with self._zip.open(info) as content:
                 found[key] = content.read(info.file_size)
         return found

@@ -13,17 +13,16 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable, UserError
+from voidbox_lab.skills.deadline import Deadline
 from voidbox_lab.skills.tree import MAX_ENTRIES, Listed, chosen
 from voidbox_lab.spec.remote import RemoteRef
 
-TIMEOUT_S = 120.0
-"""Bound on one git command."""
 MAX_FETCH = 512 << 20
 """Bytes that a fetch may leave on disk, about: looked at twice a second."""
 MAX_ANSWER = 128 << 20
@@ -36,6 +35,12 @@ PASSED_ON = (
     *("PATH", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "LANG", "TMPDIR"),
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
+_MISSING = re.compile(
+    r"repository .*not found|not appear to be a git repository|repository not exported|could not read Username",
+    re.IGNORECASE,
+)
+"""How git and its servers say that there is no such repository, or none that is public: some sites ask for a name
+instead, so as not to tell which."""
 _CONFIG = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
@@ -51,19 +56,21 @@ _CONFIG = {
 }
 
 
-def commit_of(ref: RemoteRef) -> str:
+def commit_of(ref: RemoteRef, deadline: Deadline | None = None) -> str:
     """The commit that a branch, a tag, or nothing (the default branch) stands for now.
 
     Raises:
         UserError: there is no such revision or repository.
         ProviderError: the repository cannot be reached.
+        LimitExceeded: `deadline` is over, or else two minutes.
     """
     if ref.pinned and ref.revision:
         return ref.revision
     name = ref.revision
     patterns = [f"refs/tags/{name}^{{}}", f"refs/tags/{name}", f"refs/heads/{name}"] if name else ["HEAD"]
     with tempfile.TemporaryDirectory(prefix="voidbox-git-") as home:
-        answer = _git(Path(home), ref, ["ls-remote", "--", ref.source, *patterns])
+        git = partial(_git, Path(home), ref, deadline or Deadline(ref.source))
+        answer = git(["ls-remote", "--", ref.source, *patterns])
     found: dict[str, str] = {}
     for line in answer.decode(errors="replace").splitlines():
         commit, _, full = line.partition("\t")
@@ -75,24 +82,24 @@ def commit_of(ref: RemoteRef) -> str:
     raise UserError(f"{ref.source} has no {f'branch or tag {name!r}' if name else 'commit'}{advice}; check it.")
 
 
-def files_at(ref: RemoteRef, commit: str) -> dict[str, tuple[bytes, bool]]:
+def files_at(ref: RemoteRef, commit: str, deadline: Deadline) -> dict[str, tuple[bytes, bool]]:
     """The files of the skill at `ref` in `commit`: path in the skill to bytes, and whether executable.
 
     Raises:
-        UserError: there is no such commit, or no skill in it.
+        UserError: there is no such repository or commit, or no skill in it.
         ProviderError: the repository cannot be reached.
-        LimitExceeded: it is too large, or takes too long.
+        LimitExceeded: it is too large, or `deadline` is over.
     """
     with tempfile.TemporaryDirectory(prefix="voidbox-git-") as home:
-        base = Path(home)
+        git = partial(_git, Path(home), ref, deadline)
         kind = "sha256" if len(commit) == 64 else "sha1"
-        _git(base, ref, ["init", "--quiet", "--bare", f"--object-format={kind}", "--template=", str(base / "r")])
-        _fetch(base, ref, commit)
+        git(["init", "--quiet", "--bare", f"--object-format={kind}", "--template=", "r"])
+        _fetch(git, ref, commit)
         where = f"{ref.source} at {commit[:12]}"
-        listing = _git(base, ref, [*_IN, "ls-tree", "-r", "-l", "-z", "--full-tree", commit])
+        listing = git([*_IN, "ls-tree", "-r", "-l", "-z", "--full-tree", commit])
         found = chosen(_listed(listing), ref.path, where)
         wanted = "".join(f"{entry.key}\n" for entry in found.values()).encode()
-        answer = _git(base, ref, [*_IN, "cat-file", "--batch"], wanted)
+        answer = git([*_IN, "cat-file", "--batch"], wanted)
     files, at = {}, 0
     for name, entry in found.items():
         head, _, _ = answer[at : at + 200].partition(b"\n")
@@ -107,17 +114,17 @@ def files_at(ref: RemoteRef, commit: str) -> dict[str, tuple[bytes, bool]]:
 _IN = ("--git-dir=r",)
 
 
-def _fetch(base: Path, ref: RemoteRef, commit: str) -> None:
+def _fetch(git: Callable[[Sequence[str]], bytes], ref: RemoteRef, commit: str) -> None:
     """Get `commit` alone; from a server that does not give away what it does not name, all that it names."""
     fetch = [*_IN, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"]
     try:
-        _git(base, ref, [*fetch, "--depth=1", "--", ref.source, commit])
+        git([*fetch, "--depth=1", "--", ref.source, commit])
     except ProviderError as e:
         if e.cause != UNADVERTISED:
             raise
-        _git(base, ref, [*fetch, "--", ref.source, "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*"])
+        git([*fetch, "--", ref.source, "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*"])
     try:
-        _git(base, ref, [*_IN, "cat-file", "-e", f"{commit}^{{commit}}"])
+        git([*_IN, "cat-file", "-e", f"{commit}^{{commit}}"])
     except ProviderError:
         raise UserError(f"{ref.source} has no commit {commit}; check the revision.") from None
 
@@ -134,10 +141,11 @@ def _listed(listing: bytes) -> Iterator[Listed]:
             yield Listed(os.fsdecode(path), int(size), mode == b"100755", key.decode())
 
 
-def _git(base: Path, ref: RemoteRef, words: Sequence[str], given: bytes = b"") -> bytes:
+def _git(base: Path, ref: RemoteRef, deadline: Deadline, words: Sequence[str], given: bytes = b"") -> bytes:
     """Standard output of ``git WORDS`` in the empty directory `base`."""
-    git = shutil.which("git")
-    if git is None:
+    deadline.check()
+    program = shutil.which("git")
+    if program is None:
         raise Unavailable("Remote skills need git; install it: apt-get install git.")
     config = [word for name, value in _CONFIG.items() for word in ("-c", f"{name}={value}")]
     local = ref.source.startswith(("http://", "git://"))  # which `parse_remote` allows for loopback alone
@@ -157,11 +165,11 @@ def _git(base: Path, ref: RemoteRef, words: Sequence[str], given: bytes = b"") -
         stdin.write(given)
         stdin.seek(0)
         process = subprocess.Popen(
-            [git, *config, *words],
+            [program, *config, *words],
             cwd=base, env=environment, stdin=stdin, stdout=answer, stderr=said, start_new_session=True,
         )  # fmt: skip
         try:
-            code = _waited(process, base, ref, answer.fileno())
+            code = _waited(process, base, ref, deadline, answer.fileno())
         finally:
             # Transports are children of it, and stay where it was killed.
             with suppress(ProcessLookupError, PermissionError):
@@ -175,15 +183,12 @@ def _git(base: Path, ref: RemoteRef, words: Sequence[str], given: bytes = b"") -
         return answer.read(MAX_ANSWER)
 
 
-def _waited(process: subprocess.Popen[bytes], base: Path, ref: RemoteRef, answer: int) -> int:
-    end = time.monotonic() + TIMEOUT_S
+def _waited(process: subprocess.Popen[bytes], base: Path, ref: RemoteRef, deadline: Deadline, answer: int) -> int:
     while True:
         try:
             return process.wait(0.5)
         except subprocess.TimeoutExpired:
-            pass
-        if time.monotonic() > end:
-            raise LimitExceeded(f"{ref.source} has not been fetched after {TIMEOUT_S:.0f} s.", limit="time")
+            deadline.check()
         if os.fstat(answer).st_size > MAX_ANSWER or _size(base) > MAX_FETCH:
             raise LimitExceeded(
                 f"{ref.source} has more than {MAX_FETCH >> 20} MiB; use a smaller repository or an archive.",
@@ -200,12 +205,12 @@ def _size(base: Path) -> int:
     return total
 
 
-def _refused(ref: RemoteRef, told: str) -> ProviderError:
+def _refused(ref: RemoteRef, told: str) -> UserError | ProviderError:
     lines = [line for line in told.splitlines() if line.startswith(("fatal:", "error:", "remote:", "ssh:"))]
     reason = re.sub(r"//[^/@\s]*@", "//", (lines or told.splitlines() or ["no reason given"])[-1])
     reason = "".join(c if c.isprintable() else "?" for c in reason)[:300]
+    message = f"git cannot read {ref.source}: {reason.rstrip('.')}; check the address and that it is public."
+    if _MISSING.search(told):
+        return UserError(message, cause="repository-missing")
     unadvertised = "not our ref" in told or "unadvertised" in told
-    return ProviderError(
-        f"git cannot read {ref.source}: {reason.rstrip('.')}; check the address and that it is public.",
-        cause=UNADVERTISED if unadvertised else "git",
-    )
+    return ProviderError(message, cause=UNADVERTISED if unadvertised else "git")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from voidbox_lab.settings import Settings
 from voidbox_lab.skills import archive, git
+from voidbox_lab.skills.deadline import Deadline
 from voidbox_lab.skills.tree import write
 from voidbox_lab.spec.digest import digest_json
 from voidbox_lab.spec.remote import ARCHIVES, RemoteRef
@@ -33,9 +34,10 @@ def fetch(ref: RemoteRef) -> Skill:
         with archive.downloaded(ref) as (file, revision):
             files = archive.files_in(file, ref)
         return _kept(_origin(ref, revision), files)
-    commit = git.commit_of(ref)
+    deadline = Deadline(ref.source)
+    commit = git.commit_of(ref, deadline)
     origin = _origin(ref, commit)
-    return _found(origin) or _kept(origin, git.files_at(ref, commit))
+    return _found(origin) or _kept(origin, git.files_at(ref, commit, deadline))
 
 
 def cached(ref: RemoteRef) -> Skill | None:

@@ -27,7 +27,12 @@ REFERENCE_PATTERN = "^" + re.sub(r"\?P<\w+>", "", _REFERENCE.pattern) + "$"
 """The grammars for JSON Schema, which has no named groups."""
 
 
-def _check_package(text: str) -> str:
+def check_package(text: str) -> str:
+    """`text`, if it is a package.
+
+    Raises:
+        ValueError: it is not.
+    """
     kind, _, rest = text.partition(":")
     if kind not in _PACKAGE or not _PACKAGE[kind].fullmatch(rest):
         raise ValueError(
@@ -36,7 +41,7 @@ def _check_package(text: str) -> str:
     return text
 
 
-Package = Annotated[str, Field(max_length=250), AfterValidator(_check_package)]
+Package = Annotated[str, Field(max_length=250), AfterValidator(check_package)]
 """``deb:jq``, ``pypi:mcp-server-time==2026.7.10``, ``npm:@modelcontextprotocol/server-filesystem@2026.7.4``; the
 version may be left out, and then is the newest when the layer is built."""
 

@@ -6,13 +6,13 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import frontmatter
 import yaml
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from voidbox_lab.errors import UserError
+from voidbox_lab.spec import frontmatter
 from voidbox_lab.spec.base import Frozen, Name, Spec
 from voidbox_lab.spec.digest import digest_bytes
 from voidbox_lab.spec.file import InputFile
@@ -136,20 +136,14 @@ class Skill(Spec):
         Raises:
             UserError: the front matter is not YAML, a name is missing, or a value is out of range.
         """
-        try:
-            post = frontmatter.loads(text)
-        except yaml.YAMLError as e:
-            where = getattr(e, "problem_mark", None)
-            line = f" at line {where.line + 2}" if where else ""
-            raise UserError(f"The skill's front matter is not valid YAML{line}; mend it or remove it.") from e
-        meta = post.metadata
-        name = name or (str(meta["name"]) if "name" in meta else None)
+        meta, content = frontmatter.split(text)
+        name = name or meta.get("name")
         if not name:
             raise UserError("The skill has no name; give one as an argument or as 'name:' in its front matter.")
-        described = description if description is not None else str(meta.get("description", ""))
-        if not post.content.strip():
+        described = description if description is not None else meta.get("description", "")
+        if not content:
             raise UserError(f"The skill {name!r} is empty; write its instructions in Markdown.")
-        body = post.content.strip() + "\n"
+        body = content + "\n"
         return validated(cls, kind=kind, name=name, description=described, body=body, origin=origin)
 
     @classmethod
@@ -299,17 +293,9 @@ def read_skill(
         raise UserError(f"The skill file {path} cannot be read ({e}); check the path.") from e
     stem = path.parent.name if path.name == SKILL_FILE else path.stem
     fallback = "".join(c if c.isalnum() else "-" for c in stem.lower()).strip("-")
-    has_name = name or "name" in _metadata(text)
-    chosen = name if has_name else fallback
-    skill = Skill.from_markdown(text, name=chosen, description=description, kind=kind, origin=origin)
+    name = name or frontmatter.split(text)[0].get("name") or fallback
+    skill = Skill.from_markdown(text, name=name, description=description, kind=kind, origin=origin)
     return skill.with_files(_beside(directory)) if directory else skill
-
-
-def _metadata(text: str) -> dict[str, Any]:
-    try:
-        return dict(frontmatter.loads(text).metadata)
-    except yaml.YAMLError:
-        return {}  # whoever reads it next says what is wrong with it
 
 
 def _beside(directory: Path) -> dict[str, tuple[bytes, bool]]:

@@ -15,7 +15,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -214,6 +214,46 @@ def registry(directory: Path, *, password: bool = False) -> Iterator[Registry]:
         process.wait(10)
 
 
+class _Front(BaseHTTPRequestHandler):
+    """What stands in front of another registry."""
+
+    behind: Registry
+    protocol_version = "HTTP/1.1"
+
+    def forward(self) -> None:
+        """Answer as that one does."""
+        accept = {"Accept": self.headers.get("Accept", "*/*")}
+        found = httpx.get(f"http://{self.behind.address}{self.path}", headers=accept, timeout=20)
+        kept = ("Content-Type", "Docker-Content-Digest", "Docker-Distribution-Api-Version")
+        self.answer(found.status_code, {k: found.headers[k] for k in kept if k in found.headers}, found.content)
+
+    def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Answer with that."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Not into the test's output."""
+
+
+@contextmanager
+def _served(handler: type[_Front]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
 @contextmanager
 def token_registry(behind: Registry) -> Iterator[tuple[str, list[str]]]:
     """A registry that wants a bearer token (distribution's token specification), in front of another one.
@@ -223,9 +263,7 @@ def token_registry(behind: Registry) -> Iterator[tuple[str, list[str]]]:
     token = secrets.token_hex(16)
     happened: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(_Front):
         def do_GET(self) -> None:
             where = f"http://{self.headers['Host']}/token"
             said = self.headers.get("Authorization", "")
@@ -240,33 +278,40 @@ def token_registry(behind: Registry) -> Iterator[tuple[str, list[str]]]:
                 self.answer(401, {"WWW-Authenticate": f'Bearer realm="{where}",service="tests"'}, b"{}")
             else:
                 happened.append("served")
-                accept = {"Accept": self.headers.get("Accept", "*/*")}
-                found = httpx.get(f"http://{behind.address}{self.path}", headers=accept, timeout=20)
-                kept = ("Content-Type", "Docker-Content-Digest", "Docker-Distribution-Api-Version")
-                self.answer(
-                    found.status_code, {k: found.headers[k] for k in kept if k in found.headers}, found.content
-                )
+                self.forward()
 
         do_HEAD = do_GET  # noqa: N815 - as http.server has it
 
-        def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
+    Handler.behind = behind
+    with _served(Handler) as address:
+        yield address, happened
+
+
+@contextmanager
+def flooding_registry(behind: Registry, blob: str, most: int) -> Iterator[tuple[str, list[int]]]:
+    """A registry that sends `most` zeros for the blob with that digest, in front of another one.
+
+    Yields its address, and the list of how many bytes of them were taken.
+    """
+    taken = [0]
+
+    class Handler(_Front):
+        def do_GET(self) -> None:
+            if blob not in self.path or self.command == "HEAD":
+                self.forward()
+                return
+            self.send_response(200)
+            self.send_header("Connection", "close")
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+            self.close_connection = True
+            with suppress(ConnectionError):
+                while taken[0] < most:
+                    self.wfile.write(bytes(1 << 16))
+                    taken[0] += 1 << 16
+                    time.sleep(0.001)  # loopback is faster than anybody looks
 
-        def log_message(self, *_: object) -> None:
-            """Not into the test's output."""
+        do_HEAD = do_GET  # noqa: N815 - as http.server has it
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}", happened
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    Handler.behind = behind
+    with _served(Handler) as address:
+        yield address, taken

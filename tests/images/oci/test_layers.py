@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from tests.images.oci.maker import digest, entry, folder, link, tar, zstd
 from voidbox_lab.errors import LimitExceeded, ProviderError
 from voidbox_lab.images.model import silent
-from voidbox_lab.images.oci import archive, layers
+from voidbox_lab.images.oci import archive, layers, tree
 from voidbox_lab.images.oci.archive import Allowance, Source
 from voidbox_lab.images.store import Blob, Store
 from voidbox_lab.settings import Settings
@@ -267,6 +268,12 @@ def sparse() -> bytes:
         ([folder("d"), link("b", "d", hard=True)], "archive-unsafe"),
         ([link("a", "b"), link("b", "a"), entry("a/x", b"x")], "archive-unsafe"),
         ([link("a", "t" * 5000)], "archive-unsafe"),
+        # Links that lead on and on: by their targets, and by directories that are made below one another.
+        ([link("a", "d/" * 2040 + "d"), entry("a/x")], "archive-unsafe"),
+        ([*(link(f"l{n}", f"l{n - 1}/" + "d/" * 150) for n in range(1, 9)), entry("l8/x")], "archive-unsafe"),
+        ([link("a", "/".join(["n" * 250] * 15)), link("b", "a/" + "n" * 250), entry("b/x")], "archive-unsafe"),
+        ([entry("a", pax_headers={"mtime": "nan"})], "archive-damaged"),
+        ([entry("a", pax_headers={"size": "-1"})], "archive-damaged"),
         (long_header(tarfile.GNUTYPE_LONGNAME), "archive-unsafe"),
         (long_header(tarfile.XHDTYPE), "archive-unsafe"),
         (long_header(tarfile.XGLTYPE), "archive-unsafe"),
@@ -303,6 +310,83 @@ def test_layers_are_bounded(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None
     shop.make(shop.of(*(entry(f"a{n}") for n in range(3))), allowance=few)
     with pytest.raises(LimitExceeded):
         shop.make(shop.of(*(entry(f"b{n}") for n in range(3))), allowance=few)
+
+
+def test_directories_that_nobody_described_are_counted(shop: Shop) -> None:
+    """A thousand members, each at the end of a way of its own, are two hundred thousand directories."""
+    deep = [entry(f"{n}/" + "d/" * 198 + "f") for n in range(50)]
+    with pytest.raises(LimitExceeded, match="files"):
+        shop.make(shop.of(*deep), allowance=Allowance(members=5000))
+    through = [link("way", "d/" * 150), *(entry(f"way/{n}/" + "e/" * 40 + "f") for n in range(50))]
+    with pytest.raises(LimitExceeded, match="files"):
+        shop.make(shop.of(*through), allowance=Allowance(members=2000))
+
+
+def test_names_are_bounded(shop: Shop) -> None:
+    """Few bytes of a layer may stand for many of paths, through a link; and links are as long as paths."""
+    far = [link("w", "/".join(["n" * 200] * 15)), *(entry(f"w/{n}") for n in range(400))]
+    with pytest.raises(LimitExceeded, match="names"):
+        shop.make(shop.of(*far), allowance=Allowance(names=1 << 20))
+    with pytest.raises(LimitExceeded, match="names"):
+        shop.make(shop.of(*(link(f"{n}", "t" * 4000) for n in range(400))), allowance=Allowance(names=1 << 20))
+
+
+def test_a_walk_holds_one_path_at_a_time() -> None:
+    """Not those of all that is in a directory."""
+    directory = tree.Node("directory", tree.Meta(0o755))
+    directory.children = {str(n): tree.Node("file", directory.meta) for n in range(4000)}
+    for _ in range(15):
+        directory = tree.Node("directory", directory.meta, children={"n" * 250: directory})
+    tracemalloc.start()
+    try:
+        assert sum(len(path) > 3000 for path, _ in tree.walk(directory)) > 4000
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_deep_trees_are_stacked() -> None:
+    """However deep Python's own stack happens to be already."""
+
+    def chain(depth: int) -> tree.Node:
+        top = node = tree.Node("directory", tree.Meta(0o755))
+        for _ in range(depth):
+            node.children["d"] = tree.Node("directory", node.meta)
+            node = node.children["d"]
+        return top
+
+    assert sum(1 for _ in tree.walk(tree.stacked([chain(3000), chain(2000)]))) == 3000
+
+
+@pytest.mark.parametrize("error", [RecursionError("deep"), ValueError("odd"), tarfile.ReadError("cut")])
+def test_what_nobody_thought_of_is_refused_too(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whatever goes wrong with somebody else's layer is told as that, not as a fault of this program."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    for name in ("read_layer", "stacked", "_write"):
+        with monkeypatch.context() as patched:
+            patched.setattr(layers, name, fail)
+            with pytest.raises(ProviderError, match="cannot be read") as caught:
+                shop.make(shop.of(entry("a")), flat=True)
+            assert caught.value.cause == "archive-unsafe"
+
+
+def test_reading_can_be_cancelled(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also within one large member, and before anything of it is used."""
+    looked = 0
+
+    def check() -> None:
+        nonlocal looked
+        looked += 1
+
+    monkeypatch.setattr(archive.tools, "check_cancelled", check)
+    source = shop.of(entry("large", bytes(20 << 20)))
+    assert [member.name for _, _, member in archive.members(source, Allowance())] == ["large"]
+    assert looked >= 20
 
 
 def test_another_tar_than_promised_is_refused(shop: Shop) -> None:

@@ -16,14 +16,17 @@ from tests.images.oci.maker import (
     USER,
     Layer,
     Registry,
+    digest,
     entry,
+    flooding_registry,
     registry,
     token_registry,
     zstd,
 )
-from voidbox_lab.errors import ProviderError, Unavailable, UserError
+from voidbox_lab.errors import LimitExceeded, ProviderError, Unavailable, UserError
 from voidbox_lab.images import oci
 from voidbox_lab.images.build import read_manifest, resolve
+from voidbox_lab.images.oci import cache
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import OciMount
 
@@ -79,10 +82,10 @@ def test_without_its_registry(tmp_path: Path, based: Settings) -> None:
 
 def test_by_digest(hub: Registry, based: Settings) -> None:
     """The digest decides, whatever the tag is by now; one that is not there is the user's error."""
-    digest = hub.push("pin:1", [layer("old")])
+    old = hub.push("pin:1", [layer("old")])
     hub.push("pin:1", [layer("new")])
-    image = oci.as_root(based, f"{hub.address}/pin@{digest}")
-    assert read_manifest(based, image)["oci"]["manifest"] == digest
+    image = oci.as_root(based, f"{hub.address}/pin@{old}")
+    assert read_manifest(based, image)["oci"]["manifest"] == old
     with pytest.raises(UserError, match="no image"):
         oci.as_root(based, f"{hub.address}/pin@sha256:{'0' * 64}")
     with pytest.raises(UserError, match="no image"):
@@ -146,6 +149,40 @@ def test_what_a_registry_may_not_say(hub: Registry, based: Settings) -> None:
     hub.push("out:1", [Layer([entry("../../etc/passwd", b"x")])])
     with pytest.raises(ProviderError):
         oci.as_root(based, f"{hub.address}/out:1")
+
+
+def test_no_more_is_fetched_than_was_announced(
+    hub: Registry, based: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is too large by its manifest not at all; what is larger than that until it is noticed."""
+    monkeypatch.setattr(cache, "SLACK", 1 << 20)
+    one = layer("x")
+    hub.push("flood:1", [one])
+    with flooding_registry(hub, digest(one.blob), most=512 << 20) as (address, taken):
+        with pytest.raises(LimitExceeded, match=f"sends more than the {len(one.blob)} bytes"):
+            oci.as_root(based, f"{address}/flood:1")
+        assert taken[0] < 256 << 20
+    assert sum(p.stat().st_size for p in based.cache.rglob("*") if p.is_file()) < 1 << 20
+
+    hub.push("huge:1", [one], changed={"layers": [
+        {"mediaType": one.kind, "digest": digest(one.blob), "size": 20 << 30} for _ in range(2)
+    ]})  # fmt: skip
+    with pytest.raises(LimitExceeded, match="more than 32 GiB"):
+        oci.as_root(based, f"{hub.address}/huge:1")
+
+
+def test_a_manifest_that_is_wrong_about_sizes(hub: Registry, based: Settings) -> None:
+    """A blob may be what its digest says, and not what the manifest says; others keep it."""
+    one = layer("x")
+    hub.push("right:1", [one])
+    oci.as_root(based, f"{hub.address}/right:1")
+    other = layer("y")
+    hub.push("wrong:1", [one, other], changed={"layers": [
+        {"mediaType": x.kind, "digest": digest(x.blob), "size": size} for x, size in ((one, 1), (other, 9999))
+    ]})  # fmt: skip
+    with pytest.raises(ProviderError, match="wrong about its size"):
+        oci.as_root(based, f"{hub.address}/wrong:1")
+    assert (based.cache / "oci/blobs/sha256" / digest(one.blob)[7:]).read_bytes() == one.blob
 
 
 def test_as_skills(hub: Registry, based: Settings) -> None:

@@ -31,8 +31,19 @@ _OPTIONS = (
     "--no-update-notifier",
     "--loglevel=error",
 )
+_REGISTRY_ONLY = (
+    # A package's dependencies may be addresses and paths: of this host's network, and of this host.
+    "--allow-git=none",
+    "--allow-remote=none",
+    "--allow-file=none",
+    "--allow-directory=none",
+    # For an npm that does not know the first of these (before 11.9); without the others (before 11.14) addresses
+    # are asked while it plans, as docs/security.md says.
+    "--git=/bin/false",
+)
 _MAX_PACKAGES = 5000
 _LOCK = "package-lock.json"
+_OUTSIDE = "package-from-outside"
 _UNKNOWN = re.compile(r"\b404\b|ETARGET|notarget|ENOVERSIONS|EINVALIDPACKAGENAME")
 
 
@@ -51,7 +62,15 @@ def plan(work: Work, reference: Reference) -> dict[str, Any]:
     directory = work.new()
     (directory / "package.json").write_text('{"name": "voidbox-layer", "private": true}', encoding="ascii")
     wanted = f"{reference.name}@{reference.version or 'latest'}"
-    _npm(work, ["install", "--package-lock-only", "--save-exact", wanted], directory, reference)
+    install = ["install", "--save-exact", wanted]
+    try:
+        _npm(work, [*install, "--package-lock-only"], directory, reference)
+    except UserError as error:
+        # While it only plans, npm 11 takes the archive of a package with a lock file of its own for something from
+        # outside (npm/cli#9800). Installing tells the two apart.
+        if error.cause != _OUTSIDE:
+            raise
+        _npm(work, install, directory, reference)
     lock = {
         "name": reference.name,
         "package": _read(directory / "package.json"),
@@ -151,13 +170,21 @@ def _npm(work: Work, arguments: list[str], directory: Path, reference: Reference
     cache = work.store.root / "npm"
     try:
         tools.run(
-            ["npm", *arguments, *_OPTIONS, *_TARGET, f"--cache={cache}"], timeout_s=_TIMEOUT_S, cwd=directory
+            ["npm", *arguments, *_OPTIONS, *_REGISTRY_ONLY, *_TARGET, f"--cache={cache}"],
+            timeout_s=_TIMEOUT_S,
+            cwd=directory,
         )
     except Unavailable:
         raise
     except ProviderError as error:
         said = re.sub(r"npm error |A complete log .*", "", tools.last_words(error))[:300].strip(" /}")
         what = str(reference) if reference else "a pinned package"
+        if "EALLOW" in said:
+            raise UserError(
+                f"npm did not deliver {what}, since it depends on what comes from outside the registry ({said}); "
+                "choose another version.",
+                cause=_OUTSIDE,
+            ) from error
         if reference and _UNKNOWN.search(said):
             raise UserError(
                 f"There is no {what} in npm's registry, or something that it depends on is not there ({said}); "

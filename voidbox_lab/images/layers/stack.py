@@ -27,8 +27,6 @@ from voidbox_lab.images.store import Blob, Store, write
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec.digest import canonical_json, digest_json
 
-MAX_LAYERS = 19
-"""Disks that can be layers of one root (``guest/image/init``)."""
 NODE = Reference("runtime", "node")
 
 
@@ -62,16 +60,16 @@ def add_packages(
     image: Image,
     packages: Sequence[str],
     *,
+    room: int,
     progress: Report | None = None,
     refresh: bool = False,
-    room: int | None = None,
 ) -> Image:
     """`image` with `packages` (``deb:NAME``, ``pypi:NAME==VERSION``, ``npm:NAME@VERSION``) on top, published
     under a name of its own. Blocking; quick and without a lock once all layers are there.
 
     Args:
+        room: most layers to add; what is more is packed into one.
         refresh: look for newer versions, where none is named, instead of taking what was pinned.
-        room: most layers to add; what is more is packed into one. None: as many as a box has disks for.
 
     Raises:
         UserError: there is no such package or no wheel of it, one is named twice, or the image takes none.
@@ -83,12 +81,11 @@ def add_packages(
     references = expand(map(parse, packages))
     if not references:
         return image
-    room = MAX_LAYERS - len(image.layers) if room is None else room
     if room < 1:
         raise UserError(f"Image {image.name!r} has {len(image.layers)} layers, so that none can be added.")
     base, store = Base.of(settings, image), Store(settings.cache)
     mksquashfs = squashfs.version()
-    name = _name(image, packages)
+    name = _name(image, packages) + (f".{room}" if len(references) > room else "")
 
     def inputs(group: Sequence[_Part]) -> Any:
         modules = sorted({m for part in group for m in _KINDS[part.reference.kind].HOW})

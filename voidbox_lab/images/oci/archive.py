@@ -1,8 +1,8 @@
 """Reads a layer's tar stream, however it is compressed, without believing any of it.
 
-All that could grow is bounded: headers, names, members, bytes. Nothing is written anywhere: the stream goes
-through this process, and what it means in a file system is `tree`'s business. Formats: image-layer.md of the
-OCI image specification; pax(5) headers and GNU long names as Python's tarfile reads them.
+All that could grow is bounded: headers (`tarstream`), names, members, bytes. Nothing is written anywhere: the
+stream goes through this process, and what it means in a file system is `tree`'s business. Format: image-layer.md
+of the OCI image specification.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import hashlib
 import os
 import subprocess
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from voidbox_lab import tarstream
 from voidbox_lab.errors import LimitExceeded, ProviderError
 from voidbox_lab.images import tools
 
@@ -26,22 +26,11 @@ MAX_MEMBERS = 500_000
 """Of all layers together; the largest images in use have about 200 000."""
 MAX_UNPACKED = 32 << 30
 """Bytes of all layers together."""
-MAX_HEADER = 64 << 10
-"""Bytes of one pax header or GNU long name, which tarfile has in memory as a whole."""
+MAX_NAMES = 128 << 20
+"""Bytes of all paths and links of all layers together, which are in memory as a whole."""
 MAX_PATH = 4095
 MAX_NAME = 255
 MAX_DEPTH = 200
-
-_HEADERS = {
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-}
-_CHUNK = 1 << 20
-_BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, RecursionError, ValueError, OverflowError)
-"""What tarfile and the decompressors raise on streams that are not what they should be."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +49,10 @@ class Allowance:
 
     members: int = MAX_MEMBERS
     unpacked: int = MAX_UNPACKED
+    names: int = MAX_NAMES
 
     def take_member(self) -> None:
-        """One more member. Raises LimitExceeded."""
+        """One more member, or directory that is only the way to one. Raises LimitExceeded."""
         self.members -= 1
         if self.members < 0:
             raise LimitExceeded(
@@ -70,24 +60,20 @@ class Allowance:
                 limit="disk", value=MAX_MEMBERS, unit="files", cause="image-size",
             )  # fmt: skip
 
+    def take_name(self, text: str) -> None:
+        """One more path or link. Raises LimitExceeded."""
+        self.names -= len(raw(text))
+        if self.names < 0:
+            raise LimitExceeded(
+                f"The OCI image has more than {MAX_NAMES >> 20} MiB of names; use another one.",
+                limit="disk", value=MAX_NAMES, unit="bytes", cause="image-size",
+            )  # fmt: skip
+
     def take_bytes(self, number: int) -> None:
         """So many more bytes. Raises LimitExceeded."""
         self.unpacked -= number
         if self.unpacked < 0:
-            raise _too_large()
-
-
-class _Member(tarfile.TarInfo):
-    """A header that is looked at before tarfile reads what it announces."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
-        made = super().frombuf(buf, encoding, errors)
-        if made.size < 0:
-            raise unsafe(made.name, "its size is negative")
-        if made.type in _HEADERS and made.size > MAX_HEADER:
-            raise unsafe(made.name, f"one of its headers has {made.size} bytes")
-        return made
+            raise too_large()
 
 
 class _Hashing:
@@ -98,6 +84,7 @@ class _Hashing:
         self.digest = hashlib.sha256()
 
     def read(self, size: int) -> bytes:
+        tools.check_cancelled()
         data = self._inner.read(size)
         if self._allowance is not None:
             self._allowance.take_bytes(len(data))
@@ -121,26 +108,15 @@ def members(
     with _opened(source.path) as stream:
         hashing = _Hashing(stream, allowance)
         try:
-            with tarfile.open(
-                fileobj=hashing,  # type: ignore[call-overload]  # a stream is only read
-                mode="r|",
-                bufsize=_CHUNK,
-                tarinfo=_Member,
-                encoding="utf-8",
-                errors="surrogateescape",
-            ) as tar:
-                number = 0
-                while (member := tar.next()) is not None:
-                    tar.members = []  # a stream never goes back, and headers of half a million files are many
-                    if number % 256 == 0:
-                        tools.check_cancelled()
-                    if allowance is not None:
-                        _check(member, allowance)
-                    yield number, tar, member
-                    number += 1
-            while hashing.read(_CHUNK):
+            for number, (tar, member) in enumerate(tarstream.members(hashing)):
+                if allowance is not None:
+                    _check(member, allowance)
+                yield number, tar, member
+            while hashing.read(tarstream.CHUNK):
                 pass
-        except _BROKEN as error:
+        except tarstream.UnsafeMember as error:
+            raise unsafe(error.name, error.why) from error
+        except tarstream.BROKEN as error:
             raise _damaged(f"{type(error).__name__}: {error}"[:200]) from error
     if allowance is not None and f"sha256:{hashing.digest.hexdigest()}" != source.diff_id:
         raise ProviderError(
@@ -150,11 +126,9 @@ def members(
 
 def _check(member: tarfile.TarInfo, allowance: Allowance) -> None:
     allowance.take_member()
-    if member.issparse():
-        raise unsafe(member.name, "it is sparse")
     # Before its content is awaited: a header costs nothing.
     if member.size > allowance.unpacked:
-        raise _too_large()
+        raise too_large()
     for number in (member.uid, member.gid):
         if not 0 <= number < 1 << 32:
             raise unsafe(member.name, "its owner is out of range")
@@ -171,7 +145,7 @@ def parts(name: str) -> tuple[str, ...]:
         raise unsafe(name, "its path is absolute")
     if ".." in found:
         raise unsafe(name, "its path climbs out of the layer")
-    if "\0" in name or len(_raw(name)) > MAX_PATH or any(len(_raw(p)) > MAX_NAME for p in found):
+    if "\0" in name or len(raw(name)) > MAX_PATH or any(len(raw(p)) > MAX_NAME for p in found):
         raise unsafe(name, "its path is not one that Linux allows")
     if len(found) > MAX_DEPTH:
         raise unsafe(name, f"it lies more than {MAX_DEPTH} directories deep")
@@ -184,7 +158,7 @@ def target(member: tarfile.TarInfo) -> str:
     Raises:
         ProviderError: nowhere that Linux allows.
     """
-    if not member.linkname or "\0" in member.linkname or len(_raw(member.linkname)) > MAX_PATH:
+    if not member.linkname or "\0" in member.linkname or len(raw(member.linkname)) > MAX_PATH:
         raise unsafe(member.name, "the target of its link is not one that Linux allows")
     return member.linkname
 
@@ -194,7 +168,27 @@ def unsafe(name: str, why: str) -> ProviderError:
     return ProviderError(f"The OCI image was refused for its file {name[:200]!a}: {why}.", cause="archive-unsafe")
 
 
-def _raw(text: str) -> bytes:
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Whatever a stream makes of those that go through its members, it is the stream's fault.
+
+    Raises:
+        ProviderError: instead of one of `tarstream.BROKEN`, but for what the system itself refuses.
+    """
+    try:
+        yield
+    except tarstream.BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ProviderError(
+            f"The OCI image was refused, since a layer of it cannot be read ({type(error).__name__}: "
+            f"{str(error)[:200]}).",
+            cause="archive-unsafe",
+        ) from error
+
+
+def raw(text: str) -> bytes:
+    """The bytes of a name."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -231,7 +225,8 @@ def _damaged(why: str) -> ProviderError:
     return ProviderError(f"A layer of the OCI image is damaged ({why}).", cause="archive-damaged")
 
 
-def _too_large() -> LimitExceeded:
+def too_large() -> LimitExceeded:
+    """The error for an image of more bytes than `MAX_UNPACKED`."""
     return LimitExceeded(
         f"The OCI image has more than {MAX_UNPACKED >> 30} GiB; use a smaller one.",
         limit="disk",

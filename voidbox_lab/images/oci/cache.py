@@ -12,17 +12,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from voidbox_lab.errors import ProviderError
+from voidbox_lab.errors import LimitExceeded, ProviderError
 from voidbox_lab.images.oci import transport
 from voidbox_lab.images.oci.manifest import Config, Index, Manifest, choose, parse, parse_config
 from voidbox_lab.images.oci.reference import Reference
 from voidbox_lab.images.store import Store, is_digest, write
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec.digest import canonical_json, digest_bytes, digest_file
+
+SLACK = 32 << 20
+"""Bytes that a pull may have on disk beside its layers: manifest, configuration, directories."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,21 @@ class OciCache:
         Raises:
             Unavailable, UserError: as `pull`.
             ProviderError: a layer is not what its digest says.
+            LimitExceeded: more than the manifest says was sent.
         """
         paths = [self.blob(layer.digest) for layer in pulled.manifest.layers]
         wanted = list(zip(pulled.manifest.layers, paths, strict=True))
         if any(not path.is_file() or path.stat().st_size != layer.size for layer, path in wanted):
             with Store(self._settings.cache).workspace() as directory:
-                source = pulled.reference.at(pulled.manifest_digest)
-                transport.copy(self._settings, source, directory / "layout", self._blobs)
+                source, layout = pulled.reference.at(pulled.manifest_digest), directory / "layout"
+                watch = partial(_watch, pulled, [layout, *paths])
+                transport.copy(self._settings, source, layout, self._blobs, watch)
         for layer, path in wanted:
             if not path.is_file() or digest_file(path) != layer.digest:
                 path.unlink(missing_ok=True)
                 raise _differs(f"A layer of {pulled.reference}")
+            if path.stat().st_size != layer.size:
+                raise ProviderError(f"{pulled.reference} is wrong about its size.", cause="manifest-damaged")
         return paths
 
     def blob(self, digest: str) -> Path:
@@ -129,12 +137,19 @@ class OciCache:
         return self.root / "references" / f"{key}.json"
 
 
-def forget(store: Store) -> int:
-    """Remove everything that was pulled, what tags were included; returns bytes freed. Squashfs layers stay."""
-    root = store.root / "oci"
-    freed = sum(path.stat().st_blocks * 512 for path in root.rglob("*") if path.is_file())
-    shutil.rmtree(root, ignore_errors=True)
-    return freed
+def _watch(pulled: Pulled, places: Sequence[Path]) -> None:
+    """Look at what was fetched so far: nobody else compares it with what was announced until it is whole."""
+    announced = sum(layer.size for layer in pulled.manifest.layers)
+    found = 0
+    for place in places:
+        for path in (place, *place.glob("*")):
+            with contextlib.suppress(OSError):
+                found += path.stat().st_size
+    if found > announced + SLACK:
+        raise LimitExceeded(
+            f"{pulled.reference} sends more than the {announced} bytes that it says it has; it was refused.",
+            limit="disk", value=announced, unit="bytes", cause="image-size",
+        )  # fmt: skip
 
 
 def _differs(what: str) -> ProviderError:

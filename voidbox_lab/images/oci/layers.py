@@ -18,6 +18,7 @@ from voidbox_lab.errors import ProviderError
 from voidbox_lab.images import squashfs
 from voidbox_lab.images.assemble import how
 from voidbox_lab.images.model import Progress, Report
+from voidbox_lab.images.oci import archive
 from voidbox_lab.images.oci.archive import Allowance, Source, members
 from voidbox_lab.images.oci.tree import Meta, Node, read_layer, stacked, walk
 from voidbox_lab.images.store import Blob, Store
@@ -30,7 +31,7 @@ def inputs(diff_ids: Sequence[str], *, flat: bool) -> dict[str, Any]:
     """What the squashfs of these layers depends on, for `Store.step`. One that is not `flat` still hides what is
     below it."""
     return {
-        "how": how("squashfs", "oci/archive", "oci/tree", "oci/layers"),
+        "how": how("squashfs", "oci/archive", "oci/tree", "oci/layers", "../tarstream"),
         "sqfstar": squashfs.version(),
         "flat": flat,
         "diff_ids": list(diff_ids),
@@ -60,11 +61,15 @@ def make(
 
     def write(target: Path) -> None:
         report(Progress("unpack", f"Reading {what}"))
-        trees = [read_layer(source, number, allowance) for number, source in enumerate(sources)]
-        root = stacked(trees) if flat else trees[0]
-        report(Progress("squash", f"Packing {what}"))
-        newest = max((node.meta.mtime for _, node in walk(root)), default=0)
-        squashfs.from_tar(target, lambda tar: _write(tar, root, sources), newest=newest, compression="none")
+        with archive.refusing():
+            trees = [read_layer(source, number, allowance) for number, source in enumerate(sources)]
+            root = stacked(trees) if flat else trees[0]
+            newest = 0
+            for path, node in walk(root):
+                allowance.take_name(path)
+                newest = max(newest, node.meta.mtime)
+            report(Progress("squash", f"Packing {what}"))
+            squashfs.from_tar(target, lambda tar: _write(tar, root, sources), newest=newest, compression="none")
 
     if not flat and len(sources) != 1:
         raise ProviderError("Several layers can only be made flat.", cause="internal")
@@ -81,22 +86,22 @@ def _write(tar: tarfile.TarFile, root: Node, sources: Sequence[Source]) -> None:
         tar.addfile(_header(path, node))
     for number, source in enumerate(sources):
         wanted = sum(1 for layer, _ in names if layer == number)
-        for index, archive, member in members(source) if wanted else ():
+        for index, packed, member in members(source) if wanted else ():
             links = names.get((number, index))
             if links is None:
                 continue
-            _copy(tar, links, archive, member)
+            _copy(tar, links, packed, member)
             wanted -= 1
             if not wanted:
                 break
 
 
 def _copy(
-    tar: tarfile.TarFile, links: list[tuple[str, Meta]], archive: tarfile.TarFile, member: tarfile.TarInfo
+    tar: tarfile.TarFile, links: list[tuple[str, Meta]], packed: tarfile.TarFile, member: tarfile.TarInfo
 ) -> None:
     """One file's bytes under its first name, and its other names as hard links."""
     (first, meta), *others = links
-    content = archive.extractfile(member)
+    content = packed.extractfile(member)
     if content is None:
         raise ProviderError("A layer of the OCI image changed while it was read; try again.", cause="cache")
     header = _regular(first, meta)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import pydantic
 
 from voidbox_lab.errors import ProviderError, UserError
+from voidbox_lab.images.oci.archive import MAX_UNPACKED, too_large
 
 MAX_DOCUMENT = 4 << 20
 """Bytes; registries refuse larger manifests as well (distribution)."""
@@ -118,6 +119,7 @@ def parse(data: bytes, what: str) -> Index | Manifest:
     Raises:
         ProviderError: it is neither.
         UserError: it is something else than an image, or of a kind that boxes have no use for.
+        LimitExceeded: its layers are too large, packed as they are.
     """
     document = _load(data, what)
     kind = document.get("mediaType") or ""
@@ -142,6 +144,8 @@ def parse(data: bytes, what: str) -> Index | Manifest:
                 f"{what} has a layer of the kind {layer.media_type[:100]!r}, which boxes cannot use.",
                 cause="layer-kind",
             )
+    if sum(layer.size for layer in manifest.layers) > MAX_UNPACKED:
+        raise too_large()
     return manifest
 
 

@@ -7,6 +7,7 @@ for, only on this machine or where the settings name it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from voidbox_lab.errors import ProviderError, Unavailable, UserError
@@ -38,11 +39,11 @@ def config(settings: Settings, reference: Reference) -> bytes:
     return _inspect(settings, reference, "--config", "--raw")
 
 
-def copy(settings: Settings, reference: Reference, layout: Path, blobs: Path) -> None:
+def copy(settings: Settings, reference: Reference, layout: Path, blobs: Path, watch: Callable[[], None]) -> None:
     """Bring the layers of `reference`, the digest of one manifest, into ``blobs/sha256/<hex>``.
 
-    `layout` becomes an OCI layout (image-layout.md) without its blobs; layers that are in `blobs` already are not
-    fetched again. Raises as `manifest`.
+    `layout` becomes an OCI layout (image-layout.md) without its blobs, but for those that are on their way; layers
+    that are in `blobs` already are not fetched again. Raises as `manifest`, and whatever `watch` does meanwhile.
     """
     blobs.mkdir(parents=True, exist_ok=True)
     secure = "--src-tls-verify=false" if _is_plain(settings, reference) else "--src-tls-verify=true"
@@ -50,7 +51,7 @@ def copy(settings: Settings, reference: Reference, layout: Path, blobs: Path) ->
     plain = "--dest-oci-accept-uncompressed-layers"
     command = ["copy", "--quiet", secure, plain, "--dest-shared-blob-dir", str(blobs)]
     command += [reference.source, f"oci:{layout}:it"]
-    _skopeo(command, COPY_TIMEOUT_S, reference)
+    _skopeo(command, COPY_TIMEOUT_S, reference, watch)
 
 
 def _inspect(settings: Settings, reference: Reference, *options: str) -> bytes:
@@ -66,10 +67,12 @@ def _is_plain(settings: Settings, reference: Reference) -> bool:
     return is_loopback(host) or reference.registry in settings.insecure_registries
 
 
-def _skopeo(arguments: list[str], timeout_s: float, reference: Reference) -> bytes:
+def _skopeo(
+    arguments: list[str], timeout_s: float, reference: Reference, watch: Callable[[], None] | None = None
+) -> bytes:
     policy = () if any(path.is_file() for path in _POLICIES) else ("--insecure-policy",)
     try:
-        return tools.run(["skopeo", *policy, *arguments], timeout_s=timeout_s, purpose=PURPOSE)
+        return tools.run(["skopeo", *policy, *arguments], timeout_s=timeout_s, purpose=PURPOSE, watch=watch)
     except ProviderError as error:
         if isinstance(error, Unavailable):
             raise

@@ -17,7 +17,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from voidbox_lab.images.oci.archive import Allowance, Source, members, parts, target, unsafe
+from voidbox_lab.images.oci.archive import (
+    MAX_DEPTH,
+    MAX_NAME,
+    MAX_PATH,
+    Allowance,
+    Source,
+    members,
+    parts,
+    raw,
+    target,
+    unsafe,
+)
 from voidbox_lab.images.rootfs import AGENT_UID
 
 Kind = Literal["directory", "file", "symlink", "whiteout"]
@@ -25,7 +36,7 @@ _PREFIX, _OPAQUE, _AUFS = ".wh.", ".wh..wh..opq", ".wh..wh."
 _MAX_LINKS = 40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Meta:
     """Owner, mode (permission bits alone) and time of a file."""
 
@@ -35,7 +46,7 @@ class Meta:
     mtime: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Node:
     """One name. Names that share a `content` are hard links of one file."""
 
@@ -63,7 +74,7 @@ def read_layer(source: Source, number: int, allowance: Allowance) -> Node:
     """
     root = _directory(())
     for index, _, member in members(source, allowance):
-        _add(root, member, (number, index))
+        _add(root, member, (number, index), allowance)
     _settle(root)
     return root
 
@@ -78,16 +89,20 @@ def stacked(layers: Iterable[Node]) -> Node:
 
 def walk(root: Node) -> Iterator[tuple[str, Node]]:
     """Path and node of everything below `root`, directories before what is in them, each in order of names."""
-    pending = [("", root)]
+    # Iterators, not paths: a directory may hold most of an image, at the end of a long path.
+    pending = [("", iter(sorted(root.children.items())))]
     while pending:
-        path, node = pending.pop()
-        if path:
-            yield path, node
-        prefix = f"{path}/" if path else ""
-        pending += [(prefix + name, node.children[name]) for name in sorted(node.children, reverse=True)]
+        prefix, children = pending[-1]
+        name, node = next(children, ("", None))
+        if node is None:
+            pending.pop()
+            continue
+        yield prefix + name, node
+        if node.children:
+            pending.append((f"{prefix}{name}/", iter(sorted(node.children.items()))))
 
 
-def _add(root: Node, member: tarfile.TarInfo, content: tuple[int, int]) -> None:
+def _add(root: Node, member: tarfile.TarInfo, content: tuple[int, int], allowance: Allowance) -> None:
     path = parts(member.name)
     if not path:
         if member.isdir():
@@ -97,29 +112,34 @@ def _add(root: Node, member: tarfile.TarInfo, content: tuple[int, int]) -> None:
     if name.startswith(_PREFIX):
         hidden = name.removeprefix(_PREFIX)
         if name == _OPAQUE:
-            _place(root, above, member.name).opaque = True
+            _place(root, above, member.name, allowance).opaque = True
         elif not name.startswith(_AUFS):  # aufs kept its own records under such names
             if hidden in {"", ".", ".."}:
                 raise unsafe(member.name, "it hides nothing that could be there")
-            _place(root, above, member.name).hidden.add(hidden)
+            _place(root, above, member.name, allowance).hidden.add(hidden)
         return
+    made: Node | None = None
     if member.isdir():
-        parent = _place(root, above, member.name)
-        there = parent.children.get(name)
-        if there is not None and there.kind == "directory":
-            there.meta, there.implied = _meta(member), False
-        else:
-            parent.children[name] = Node("directory", _meta(member))
+        made = Node("directory", _meta(member))
     elif member.issym():
-        _place(root, above, member.name).children[name] = Node("symlink", _meta(member), link=target(member))
+        made = Node("symlink", _meta(member), link=target(member))
+        allowance.take_name(made.link)
     elif member.islnk():
         original = _find(root, parts(member.linkname))
         if original is None or original.kind not in {"file", "symlink"}:
             raise unsafe(member.name, f"it is a hard link to {member.linkname[:100]!a}, which is not in its layer")
-        _place(root, above, member.name).children[name] = replace(original)
+        made = replace(original)
     elif member.isreg():
-        _place(root, above, member.name).children[name] = Node("file", _meta(member), content=content)
+        made = Node("file", _meta(member), content=content)
     # Devices, FIFOs and the like: the guest has devtmpfs, and a device 0:0 would be a whiteout.
+    if made is None:
+        return
+    parent = _place(root, above, member.name, allowance)
+    there = parent.children.get(name)
+    if made.kind == "directory" and there is not None and there.kind == "directory":
+        there.meta, there.implied = made.meta, False
+    else:
+        parent.children[name] = made
 
 
 def _meta(member: tarfile.TarInfo) -> Meta:
@@ -137,15 +157,13 @@ def _directory(path: tuple[str, ...]) -> Node:
     return Node("directory", Meta(mode), implied=True)
 
 
-def _place(root: Node, path: tuple[str, ...], name: str) -> Node:
+def _place(root: Node, path: tuple[str, ...], name: str, allowance: Allowance) -> Node:
     """The directory `path` of the tree, links on the way resolved in it, made where it lacks."""
     node, done = root, [root]
     walked: list[str] = []
     pending, links = list(reversed(path)), 0
     while pending:
         part = pending.pop()
-        if part in {"", "."}:
-            continue
         if part == "..":
             if walked:
                 walked.pop()
@@ -159,13 +177,19 @@ def _place(root: Node, path: tuple[str, ...], name: str) -> Node:
                 raise unsafe(name, "it leads through a ring of links")
             if there.link.startswith("/"):
                 node, done, walked = root, [root], []
-            pending += reversed(there.link.split("/"))
+            pending += reversed([p for p in there.link.split("/") if p not in {"", "."}])
+            if len(pending) > MAX_DEPTH:
+                raise unsafe(name, f"a link on its way leads more than {MAX_DEPTH} directories deep")
             continue
         if there is None or there.kind != "directory":
+            allowance.take_member()
             there = node.children[part] = _directory((*walked, part))
         node = there
         done.append(node)
         walked.append(part)
+    # What `parts` saw to in the name, of where links have led.
+    if len(walked) > MAX_DEPTH or sum(len(raw(part)) + 1 for part in walked) + MAX_NAME > MAX_PATH:
+        raise unsafe(name, "the way to it is longer than Linux allows")
     return node
 
 
@@ -192,17 +216,20 @@ def _settle(root: Node) -> None:
 
 
 def _merge(lower: Node, upper: Node) -> None:
-    if upper.opaque:
-        lower.children = {}
-    if not upper.implied:
-        lower.meta, lower.implied = upper.meta, False
-    for name, node in upper.children.items():
-        there = lower.children.get(name)
-        if node.kind == "whiteout":
-            lower.children.pop(name, None)
-        elif node.kind == "directory":
-            if there is None or there.kind != "directory":
-                there = lower.children[name] = Node("directory", node.meta, implied=node.implied)
-            _merge(there, node)
-        else:
-            lower.children[name] = node
+    pending = [(lower, upper)]
+    while pending:
+        lower, upper = pending.pop()
+        if upper.opaque:
+            lower.children = {}
+        if not upper.implied:
+            lower.meta, lower.implied = upper.meta, False
+        for name, node in upper.children.items():
+            there = lower.children.get(name)
+            if node.kind == "whiteout":
+                lower.children.pop(name, None)
+            elif node.kind == "directory":
+                if there is None or there.kind != "directory":
+                    there = lower.children[name] = Node("directory", node.meta, implied=node.implied)
+                pending.append((there, node))
+            else:
+                lower.children[name] = node
