@@ -7,7 +7,6 @@ nothing of a package is executed here. Programs are the package's own, not those
 
 from __future__ import annotations
 
-import ensurepip
 import hashlib
 import importlib.util
 import os
@@ -272,7 +271,10 @@ def _find_pip() -> Path:
     """
     if (found := importlib.util.find_spec("pip")) is not None and found.origin is not None:
         return Path(found.origin).parent
-    for directory in (Path(ensurepip.__file__).parent / "_bundled", _SYSTEM_WHEELS):
+    # Debian's Python has ensurepip in a package of its own (python3-venv).
+    found = importlib.util.find_spec("ensurepip")
+    bundled = [Path(found.origin).parent / "_bundled"] if found is not None and found.origin is not None else []
+    for directory in (*bundled, _SYSTEM_WHEELS):
         if wheels := sorted(directory.glob("pip-*.whl")):
             return wheels[-1]
     raise Unavailable(
