@@ -15,6 +15,8 @@ import shutil
 from pathlib import Path
 
 from voidbox_lab import images
+from voidbox_lab.images.build import blobs
+from voidbox_lab.images.store import Store
 from voidbox_lab.settings import Settings
 
 from . import closure
@@ -84,7 +86,8 @@ def _copy_image(settings: Settings, target: Path) -> None:
     image = images.resolve(settings)
     name = image.digest.removeprefix("sha256:")
     images_of = settings.cache / "images" / image.name
-    files = [image.kernel, image.initrd, image.scratch, *(layer.path for layer in image.layers)]
+    store = Store(settings.cache)
+    files = [store.path(blob) for _, blob in blobs(images.read_manifest(settings, image))]
     files.append(images_of / name / "manifest.json")
     for file in files:
         place = target / file.relative_to(settings.cache)
