@@ -96,12 +96,12 @@ def guest_files() -> dict[str, bytes]:
 
 def guest_layer(store: Store, recipe: Recipe, distribution: Blob, modules: Blob, report: Report) -> Blob:
     """The small layer with our own code, apart from the big one so that editing it costs a second."""
-    files = guest_files() | network_files(store, modules)
+    files = guest_files()
 
     def make(target: Path) -> None:
         report(Progress("guest", "Packing the guest agent"))
         root = target.parent / "root"
-        for name, data in files.items():
+        for name, data in (files | network_files(store, modules)).items():
             path = root / name
             unpack.make_directory(path.parent)
             path.write_bytes(data)
@@ -119,6 +119,7 @@ def guest_layer(store: Store, recipe: Recipe, distribution: Blob, modules: Blob,
         "how": how("bytecode", "squashfs", "unpack"),
         "mksquashfs": squashfs.version(),
         "files": {name: digest_bytes(data) for name, data in files.items()},
+        "modules": modules.digest,
         "python": distribution.digest,
         "compression": recipe.image.compression,
     }
@@ -172,15 +173,8 @@ def kernel_and_initramfs(
         def make_initramfs(target: Path) -> None:
             order = ordered(recipe.kernel.modules)
             report(Progress("initramfs", f"Packing the initramfs with {len(order)} modules"))
-            shell = directory / "shell"
-            shell.mkdir()
-            unpack.Tree(shell).add_deb(debs[busybox])
-            found = sorted(
-                p for p in shell.rglob(recipe.initramfs.binary) if p.is_file() and p.parent.name == "bin"
-            )
-            if not found:
-                raise ProviderError(f"The package {busybox.name} holds no {recipe.initramfs.binary}.")
-            target.write_bytes(initramfs.archive(initramfs_entries(init, found[0].read_bytes(), order)))
+            shell = static_shell(recipe, debs[busybox], directory / "shell")
+            target.write_bytes(initramfs.archive(initramfs_entries(init, shell, order)))
 
         kernel_blob = store.step({"how": how("kernel", "unpack")} | common, "kernels", make_kernel)
         inputs = {
@@ -213,6 +207,20 @@ def network_files(store: Store, modules: Blob) -> dict[str, bytes]:
         raise ProviderError(
             "The kernel's modules in the image cache are damaged; run `voidbox image build`.", cause="cache"
         ) from None
+
+
+def static_shell(recipe: Recipe, deb: Path, directory: Path) -> bytes:
+    """The static shell's binary, out of its package `deb`, which is unpacked in the new `directory`.
+
+    Raises:
+        ProviderError: the package lacks it.
+    """
+    unpack.Tree(unpack.make_directory(directory)).add_deb(deb)
+    name = recipe.initramfs.binary
+    found = sorted(p for p in directory.rglob(name) if p.is_file() and p.parent.name == "bin")
+    if not found:
+        raise ProviderError(f"The package {recipe.initramfs.package} holds no {name}.")
+    return found[0].read_bytes()
 
 
 def kernel_release(packages: Sequence[Package]) -> str:

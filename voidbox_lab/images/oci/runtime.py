@@ -15,7 +15,7 @@ from voidbox_lab.errors import ProviderError
 from voidbox_lab.images import bytecode, squashfs, tools, unpack
 from voidbox_lab.images import recipe as recipes
 from voidbox_lab.images.apt import Apt, Package
-from voidbox_lab.images.assemble import GUEST_CODE, guest_files, how, network_files
+from voidbox_lab.images.assemble import GUEST_CODE, guest_files, how, network_files, static_shell
 from voidbox_lab.images.model import Progress, Report
 from voidbox_lab.images.rootfs import FILES
 from voidbox_lab.images.store import Blob, Store
@@ -56,29 +56,20 @@ def runtime_layer(store: Store, base: dict[str, Any], report: Report) -> Blob:
     """
     recipe = recipes.load("default")
     distribution, modules, busybox = _parts(base)
-    files = _files() | network_files(store, modules)
 
     def make(target: Path) -> None:
         report(Progress("guest", "Packing the guest agent for images of others"))
         root, tree = target.parent / "root", target.parent / "tree"
         for name, mode in _DIRECTORIES.items():
             unpack.make_directory(root / name).chmod(mode)
-        for name, data in files.items():
+        for name, data in (_files() | network_files(store, modules)).items():
             _write(root / name, data, 0o755 if name.startswith(f"{GUEST_CODE}/bin/") else 0o644)
         wanted = ("usr/bin", "usr/lib64", "usr/lib/python3*", "usr/lib/*-linux-gnu")
         squashfs.extract(store.path(distribution), tree, wanted)
         bytecode.compile_tree(tree, root, GUEST_CODE)
         _interpreter(tree, unpack.make_directory(root / RUNTIME))
         deb = Apt(store.root, recipe.image.architecture).fetch([busybox])[busybox]
-        shell = unpack.Tree(target.parent / "shell")
-        unpack.make_directory(shell.root)
-        shell.add_deb(deb)
-        found = sorted(
-            p for p in shell.root.rglob(recipe.initramfs.binary) if p.is_file() and p.parent.name == "bin"
-        )
-        if not found:
-            raise ProviderError(f"The package {busybox.name} holds no {recipe.initramfs.binary}.")
-        _write(root / RUNTIME / "busybox", found[0].read_bytes(), 0o755)
+        _write(root / RUNTIME / "busybox", static_shell(recipe, deb, target.parent / "shell"), 0o755)
         squashfs.make(root, target, compression=recipe.image.compression)
 
     return store.step(inputs(base), "layers", make)
