@@ -7,20 +7,17 @@ are those of the real ones.
 from __future__ import annotations
 
 from collections.abc import (
-    AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Awaitable,
     Callable,
-    Iterator,
     Mapping,
     Sequence,
 )
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from voidbox_lab.box.bundles import LeftOut, Packed
-from voidbox_lab.box.files import User
+from voidbox_lab.box import folders
 from voidbox_lab.spec import BoxFacts, Policy, Rootfs
 from voidbox_lab.spec.events import Body, Denied, Telemetry
 from voidbox_lab.spec.volume import Mount
@@ -53,7 +50,7 @@ class Process(Protocol):
     async def kill(self, within_s: float = ...) -> None: ...
 
 
-class Box(Protocol):
+class Box(folders.Box, Protocol):
     """A box that runs."""
 
     @property
@@ -69,21 +66,7 @@ class Box(Protocol):
         stdin: bool | bytes | None = None,
         timeout_s: float | None = None,
     ) -> Process: ...
-    async def apply(self, policy: Policy) -> None: ...
     async def put(self, src: Path | bytes, dst: str) -> int: ...
-    async def unpack(
-        self, path: str, chunks: Iterator[bytes], *, user: User = ..., mount: Literal["", "ro", "rw"] = ...
-    ) -> None: ...
-    def pack(
-        self,
-        path: str,
-        *,
-        max_files: int,
-        max_bytes: int,
-        left_out: LeftOut,
-        links: bool = ...,
-        changed: bool = ...,
-    ) -> AsyncGenerator[Packed, None]: ...
     def telemetry(self, interval_s: float = ...) -> AsyncIterator[Telemetry]: ...
     async def close(self) -> None: ...
 
