@@ -46,6 +46,18 @@ def test_a_wrong_choice_is_one_sentence(name: str) -> None:
         Settings.from_env({name: "fast"})
 
 
+@pytest.mark.parametrize(
+    "wrong", ["localhost:4318", "grpc://secret@a", "http://", "http://a?x=secret", "http://a:0"]
+)
+def test_a_collector_is_a_url(wrong: str) -> None:
+    """Its message repeats nothing: a URL may hold a password."""
+    assert Settings.from_env({}).otlp is None
+    assert Settings.from_env({"VOIDBOX_OTLP_ENDPOINT": "https://a:4318/x/"}).otlp == "https://a:4318/x"
+    with pytest.raises(UserError, match="VOIDBOX_OTLP_ENDPOINT is not the http") as caught:
+        Settings.from_env({"VOIDBOX_OTLP_ENDPOINT": wrong})
+    assert "secret" not in str(caught.value)
+
+
 def test_where_runs_are_kept() -> None:
     """SQLite if nothing is said; a URL may hold a password, so neither errors nor `repr` show it."""
     assert Settings.from_env({}).store == "sqlite"

@@ -99,6 +99,8 @@ class Settings:
     """`VOIDBOX_TOKEN`: what `daemon` asks for."""
     token_from: Path | None = None
     """`VOIDBOX_TOKEN_FILE`: a private file that holds it."""
+    otlp: str | None = field(default=None, repr=False)
+    """`VOIDBOX_OTLP_ENDPOINT`: the URL of an OTLP/HTTP collector, instead of OpenTelemetry's own variables."""
     insecure_registries: tuple[str, ...] = ()
     """`VOIDBOX_INSECURE_REGISTRIES`: registries, as ``HOST`` or ``HOST:PORT``, that are spoken to without TLS, or
     with certificates that nobody vouches for. Those of this machine always are."""
@@ -149,6 +151,7 @@ class Settings:
             daemon=_url(env["VOIDBOX_DAEMON"]) if env.get("VOIDBOX_DAEMON") else None,
             token=env.get("VOIDBOX_TOKEN") or None,
             token_from=Path(env["VOIDBOX_TOKEN_FILE"]).expanduser() if env.get("VOIDBOX_TOKEN_FILE") else None,
+            otlp=_otlp(env["VOIDBOX_OTLP_ENDPOINT"]) if env.get("VOIDBOX_OTLP_ENDPOINT") else None,
             insecure_registries=_registries(env),
             boot_log=Path(env["VOIDBOX_BOOT_LOG"]) if env.get("VOIDBOX_BOOT_LOG") else None,
         )
@@ -248,6 +251,23 @@ def _url(text: str) -> str:
     if url.path not in {"", "/"} or url.query or url.fragment or port == 0:
         raise wrong
     return f"{url.scheme}://{url.netloc}"
+
+
+def _otlp(text: str) -> str:
+    """`VOIDBOX_OTLP_ENDPOINT` without a final slash; the message does not repeat it: it may hold a password."""
+    try:
+        url = urlsplit(text.strip())
+        good = (
+            url.scheme in {"http", "https"} and url.hostname and url.port != 0 and not (url.query or url.fragment)
+        )
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(
+            "VOIDBOX_OTLP_ENDPOINT is not the http:// or https:// URL of a collector, such as "
+            "http://127.0.0.1:4318; mend or unset it."
+        )
+    return text.strip().rstrip("/")
 
 
 def _make(path: Path, mode: int, variable: str) -> None:

@@ -110,10 +110,12 @@ class Programs:
             found = self._look(view, program) if "/" in program or not self._listed else None
         except OSError:
             found = None
-        if found is not None and self._covers(found[0]):
-            return None
         if found is None and not self._listed:
             return None  # noexec and Landlock keep all that the agent may have meant from being mapped
+        if found is not None and self._covers(found[0]):
+            if self._listed and found[0] in self._real_loaders:
+                return f"{loader} is to run {found[0]}, a dynamic loader, which would run anything"
+            return None
         what = found[0] if found else program or "what cannot be told"
         return f"{loader} is to run {what}, which the command allowlist of this stage does not name"
 

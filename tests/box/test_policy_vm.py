@@ -115,8 +115,11 @@ async def test_every_group_of_system_calls_is_denied_and_told(box: Box) -> None:
 
 async def test_open_groups_are_open(box: Box) -> None:
     """What the policy opens is the kernel's to decide, and nothing is told of it."""
+    memory = "sleep 9 & exec 9< /proc/$!/mem && echo open; kill $!"
     async with under(box, Policy(syscalls=("ptrace", "memfd", "namespaces"))):
+        assert (await sh(box, memory)).stdout == b"open\n"
         done = await box.run(["python3", "-c", _CALLS], timeout_s=60)
+    assert (await sh(box, memory)).stdout == b""
     said = dict(
         line.split()[::2] if len(line.split()) == 3 else line.split() for line in done.stdout.decode().splitlines()
     )

@@ -109,6 +109,8 @@ async def test_a_listed_loader_runs_what_is_listed(box: Box, tmp_path: Path) -> 
     said = await attempts(box, tries, tmp_path)
     assert list(said.values())[:3] == ["ran"] * 3
     assert "libc.so" in list(said.values())[3]
+    done = await box.run(["bash", "-c", f"{LOADER} {LOADER} /usr/bin/id"], cwd="/")
+    assert ["would run anything" in denied.message for denied in done.denied] == [True]
 
 
 async def test_scripts_are_what_interprets_them(box: Box, tmp_path: Path) -> None:
