@@ -64,6 +64,7 @@ class WorkerBackend(FakeBackend):
                 await anyio.sleep(0.05)
                 job.metered(CALL)
 
+        self.tell(stage=job.box.name, traceparent=job.traceparent)
         async with self.sessions(job) as session, anyio.create_task_group() as tasks:
             tasks.start_soon(spend)
             yield session

@@ -18,6 +18,7 @@ from tests.engine.lab import box
 from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.spec import Budget, RunSpec, Stage
 from voidbox_lab.spec.events import AgentText, BoxBooted, ModelCall, Notice
+from voidbox_lab.spec.tracing import traceparent
 from voidbox_lab.spec.volume import Mount
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -68,6 +69,8 @@ async def test_a_pipeline_with_inputs(house: House, farm: Farm) -> None:
     files = [line["files"] for line in farm.lines() if "closed" in line]
     assert {"/workspace/input/big.bin": len(data), "/workspace/input/empty": 0}.items() <= files[-4].items()
     assert {n: files[-1][f"/workspace/input/{n}"] for n in ("b.md", "c.md")} == {"b.md": 6, "c.md": 6}
+    contexts = {line["traceparent"] for line in farm.lines() if "traceparent" in line}
+    assert {traceparent(record.id, stage, 1) for stage in "abcd"} <= contexts
     again = await house.run(spec)
     assert again.stages["a"].cached is not None, "the cache serves stages of a cluster as well"
 

@@ -299,7 +299,7 @@ async def test_a_command_needs_no_model_and_reads_what_came_before(lab: Any) -> 
         record = await it.run(spec)
         assert (record.result, record.stages["count"].model) == ("5\nbytes\n", None)
         _, argv, options = it.boxes.execs[1]
-        assert (argv, options["stdin"], dict(options["env"])) == (("wc", "-c"), b"alpha", {})
+        assert (argv, options["stdin"], set(options["env"])) == (("wc", "-c"), b"alpha", {"TRACEPARENT"})
         assert it.sessions.count == 1, "a command has no session"
 
 

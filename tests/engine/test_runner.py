@@ -15,7 +15,7 @@ from tests.engine.lab import at, box, chain, open_lab
 from voidbox_lab.box.trouble import first_error
 from voidbox_lab.engine import Capacity, StageJob, provision, stage
 from voidbox_lab.errors import BoxLost, LimitExceeded, ProviderError, UserError
-from voidbox_lab.spec import InputFile, Policy, RunSpec, Skill, Stage
+from voidbox_lab.spec import InputFile, Policy, Retry, RunSpec, Skill, Stage
 from voidbox_lab.spec.events import (
     AgentLog,
     AgentText,
@@ -27,6 +27,7 @@ from voidbox_lab.spec.events import (
     Telemetry,
     ToolCall,
 )
+from voidbox_lab.spec.tracing import traceparent
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +67,19 @@ async def test_denials_and_a_looser_policy_are_told(lab: Any) -> None:
             "Stage 'one' runs with a looser policy than the default: system calls bpf, system calls ptrace, "
             "execution of files in /workspace/."
         ]
+
+
+async def test_each_attempt_works_in_its_own_span_of_the_runs_trace(lab: Any) -> None:
+    """What it starts finds it in the environment; a context that the spec gives a command is left alone."""
+    async with lab(one=[("exit", FakeExit(code=1))]) as it:
+        again = box("one", retry=Retry(n=1, backoff_s=0))
+        told = box("two", command=("echo", "two"), env={"TRACEPARENT": "mine"})
+        record = await it.run(RunSpec(stages=(Stage(box=again), Stage(box=told))))
+        given = {}
+        for used, _, options in it.boxes.execs:
+            given.setdefault(used.name, []).append(options["env"]["TRACEPARENT"])
+        assert given["one"] == [traceparent(record.id, "one", 1), traceparent(record.id, "one", 2)]
+        assert given["two"] == ["mine"]
 
 
 async def test_inputs_skills_and_token_reach_the_box(lab: Any) -> None:

@@ -20,6 +20,8 @@ from voidbox_lab.resources import data_dir
 from voidbox_lab.spec import Model
 from voidbox_lab.spec.events import ModelCall
 
+TRACEPARENT = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
+
 
 @dataclass
 class Ended:
@@ -58,6 +60,7 @@ class Place:
             "PYTHONPATH": str(data_dir("guest")),
             "ANTHROPIC_BASE_URL": self.url,
             "ANTHROPIC_API_KEY": token,
+            "TRACEPARENT": TRACEPARENT,
         }
 
     def argv(self, prompt: str, *options: str) -> list[str]:

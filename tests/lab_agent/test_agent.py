@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from vega_datasets import data
 
-from tests.lab_agent.agent_process import parsed, place
+from tests.lab_agent.agent_process import TRACEPARENT, parsed, place
 from voidbox_lab.agents import adapter
 from voidbox_lab.gateway import Library
 from voidbox_lab.spec import Skill
@@ -89,11 +89,12 @@ async def test_a_failing_tool_is_told_to_the_model(tmp_path: Path) -> None:
 
 
 async def test_the_environment_of_commands_holds_no_token(tmp_path: Path) -> None:
-    """``env`` in a transcript would give it away."""
+    """``env`` in a transcript would give it away. The trace that they are part of is in there."""
     async with place(tmp_path) as p:
         ended = await p.run("scripted:shell", "```\nenv; pwd\n```")
     assert "ANTHROPIC_API_KEY" not in ended.result["result"]
     assert "PYTHONPATH" not in ended.result["result"]
+    assert f"TRACEPARENT={TRACEPARENT}" in ended.result["result"]
     assert str(tmp_path) in ended.result["result"]
 
 

@@ -219,6 +219,7 @@ class MockBackend(MockBoxes):
     """See `daemon.backend.Backend`."""
 
     key_names: Sequence[str] = ()
+    spares = 0
     spare_mb = 0
     adapter = staticmethod(adapter)
     session = staticmethod(no_session)

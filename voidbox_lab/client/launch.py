@@ -183,6 +183,8 @@ def _environment(settings: Settings) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not is_key(name) and name != "VOIDBOX_TOKEN"}
     # Not an argument: a server's URL may hold a password, and every user sees arguments.
     env["VOIDBOX_STORE"] = settings.store
+    if settings.otlp:
+        env["VOIDBOX_OTLP_ENDPOINT"] = settings.otlp
     home = str(Path(__file__).parents[2])
     if home not in {*site.getsitepackages(), site.getusersitepackages()}:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [home, env.get("PYTHONPATH")]))

@@ -149,6 +149,7 @@ class DaskExecutor:
             files=dict(job.files),
             upstream=upstream,
             identity=identity,
+            traceparent=job.traceparent,
         )
 
     async def _send(self, flight: Flight, follow: Follow) -> Result | None:

@@ -270,6 +270,7 @@ class Station:
                 inputs={name: inputs.path(f.digest) for name, f in ticket.files.items()},
                 files=ticket.files,
                 blobs={f.digest: inputs.path(f.digest) for f in beside},
+                traceparent=ticket.traceparent,
                 keep=lambda data: _sent(outbox, data),
                 upstream={n: await _text(inputs, f.digest) for n, f in ticket.upstream.items()},
                 metered=metered,

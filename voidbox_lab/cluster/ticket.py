@@ -60,6 +60,8 @@ class Ticket(Frozen):
     """Stage to the bytes of its output."""
     identity: str | None
     """What the daemon takes the box to run on (`voidbox_lab.engine.cache.Identify`); None: it does not know."""
+    traceparent: str = ""
+    """As in `StageJob`."""
 
     @property
     def attempt(self) -> str:

@@ -81,6 +81,8 @@ class StageJob:
     """The files of `inputs` by their digests."""
     blobs: Mapping[str, Path] = field(default_factory=dict)
     """Digest to a verified file on the host, for the files of its skills."""
+    traceparent: str = ""
+    """The context of its trace for what runs in the box (`voidbox_lab.spec.tracing`); "": none."""
     keep: Keep = field(default=_nowhere, compare=False)
     """Keeps what the stage leaves in ``/workspace/output``."""
     metered: Callable[[ModelCall], None] = field(default=lambda _call: None, compare=False)

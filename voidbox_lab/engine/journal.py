@@ -12,14 +12,14 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
 import anyio
 
 from voidbox_lab.errors import LimitExceeded, UserError, VoidboxError
-from voidbox_lab.spec.events import MAX_TEXT, AgentText, Body
+from voidbox_lab.spec.events import MAX_TEXT, AgentText, Body, Event
 from voidbox_lab.store import Entry, Store, is_vital
 from voidbox_lab.store.codec import body_text
 
@@ -33,15 +33,27 @@ MAX_CUT = 16 * 1024
 is 6 bytes at most, and there are few texts."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
+Recorded = Callable[[str, Sequence[Event]], None]
+"""Takes a run and events of it."""
+
 log = logging.getLogger(__name__)
 
 
 class Journal:
-    """One per daemon. `serve` must run while events are emitted."""
+    """One per daemon. `serve` must run while events are emitted.
 
-    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
-        self._store = store
-        self._clock = clock
+    Args:
+        recorded: each is told of a run's events once they are written, in order; must not wait.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Callable[[], float] = time.time,
+        recorded: Sequence[Recorded] = (),
+    ) -> None:
+        self._store, self._clock, self._recorded = store, clock, recorded
         self._pending: dict[str, list[Entry]] = {}
         self._failing: dict[str, tuple[float, float]] = {}
         """Runs that could not be written: when to try again (`anyio.current_time`), and the wait after that."""
@@ -172,7 +184,7 @@ class Journal:
         while batch:
             piece = batch[:most]
             try:
-                await self._store.append(run, piece)
+                written = await self._store.append(run, piece)
             except LimitExceeded as e:
                 if e.limit == "batch" and most > 1:
                     most //= 2
@@ -182,6 +194,8 @@ class Journal:
                 await self._drop(run, batch, e)
             else:
                 del batch[: len(piece)]
+                for tell in self._recorded:
+                    tell(run, written)
 
     async def _drop(self, run: str, batch: list[Entry], refused: VoidboxError) -> None:
         """Take out of `batch`, at once, what the store refuses; something, so that this comes to an end."""

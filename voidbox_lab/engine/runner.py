@@ -34,7 +34,8 @@ from voidbox_lab.engine.rest import end_abruptly, trouble_of
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError, VoidboxError
 from voidbox_lab.spec import TERMINAL, RunRecord, RunSpec, Stage, Trouble
 from voidbox_lab.spec.events import Body, ModelCall, StageChanged
-from voidbox_lab.store import Artifacts, Store, is_unpriced
+from voidbox_lab.spec.tracing import traceparent
+from voidbox_lab.store import Artifacts, Store
 
 MAX_RUNS = 64
 """Most runs in progress at once."""
@@ -354,7 +355,7 @@ class Runner:
 
         def metered(call: ModelCall) -> None:
             self.journal.post(run, stage.box.name, call)
-            usd = None if is_unpriced(call) else call.cost_usd or 0.0
+            usd = None if call.is_unpriced else call.cost_usd or 0.0
             active.tell(m.Metered(stage.box.name, verdicts.Spent(usd, call.tokens.total)))
 
         return StageJob(
@@ -363,6 +364,7 @@ class Runner:
             inputs={n: await self._file(active, f.digest) for n, f in files.items()},
             files=files,
             blobs={digest: await self._file(active, digest) for digest in blobs},
+            traceparent=traceparent(run, stage.box.name, active.machine.attempts.get(stage.box.name, 1)),
             keep=self.artifacts.put,
             upstream=await active.outputs.of(stage.needs),
             metered=metered,

@@ -26,6 +26,7 @@ from voidbox_lab.engine.provision import provisioning, put_inputs, put_skills
 from voidbox_lab.engine.witness import Witness
 from voidbox_lab.errors import BoxLost, CommandFailed, LimitExceeded, VoidboxError
 from voidbox_lab.spec.events import MAX_TEXT, AgentLog, Body, BoxBooted, Notice, ToolCall
+from voidbox_lab.spec.tracing import TRACEPARENT
 
 TELEMETRY_S = 1.0
 CLOSE_S = 20.0
@@ -86,6 +87,8 @@ async def run_stage(
             launch = adapter.prepare(spec, session.base_url, session.token)
             for path, data in launch.files.items():
                 await box.put(data, path)
+        if job.traceparent:
+            launch = replace(launch, env={TRACEPARENT: job.traceparent, **launch.env})
         if job.stage.stdin_from is not None:
             launch = replace(launch, stdin=job.upstream.get(job.stage.stdin_from, "").encode())
         seen(box)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from voidbox_lab.cards import Card, Shown
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec.base import Spec
 from voidbox_lab.spec.validate import validated
 
 
-class Budget(Spec):
+class Budget(Shown, Spec):
     """A bound on what is spent; None: unbounded. Spent is what the gateway metered, so a call that is under way
     when the budget ends may overshoot it by its own cost."""
 
@@ -44,3 +45,11 @@ class Budget(Spec):
     def __str__(self) -> str:
         parts = [f"{n}={v:g}" for n, v in self.model_dump().items() if v is not None]
         return ",".join(parts) or "unbounded"
+
+    def _card(self) -> Card:
+        facts = (
+            ("dollars", "unbounded" if self.usd is None else f"${self.usd:g} at list price"),
+            ("tokens", "unbounded" if self.tokens is None else f"{self.tokens:,} of all kinds"),
+            ("seconds", "unbounded" if self.seconds is None else f"{self.seconds:g} of wall clock"),
+        )
+        return Card("budget", str(self), facts=facts)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from voidbox_lab.cards import Card, Shown
 from voidbox_lab.spec.base import Name, Spec
 from voidbox_lab.spec.packages import MAX_PACKAGES, Package, Reference
 from voidbox_lab.spec.policy import ExecName
@@ -19,7 +21,7 @@ Argument = Annotated[str, Field(pattern=r"^[^\x00]*$", max_length=131071)]
 Description = Annotated[str, Field(max_length=1024)]
 
 
-class McpSkill(Spec):
+class McpSkill(Shown, Spec):
     """A server of the Model Context Protocol (modelcontextprotocol.io), started in the box (stdio)."""
 
     kind: Literal["mcp"] = "mcp"
@@ -34,8 +36,17 @@ class McpSkill(Spec):
     tools: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] | None = Field(None, max_length=256)
     """The tools of it that the agent is offered; None: all."""
 
+    def _card(self) -> Card:
+        facts = (
+            ("server", shlex.join(self.command)),
+            ("packages", ", ".join(self.packages)),
+            ("environment", " ".join(f"{name}={value}" for name, value in self.env.items())),
+            ("tools", "all" if self.tools is None else ", ".join(self.tools)),
+        )
+        return _card(self, facts)
 
-class CliSkill(Spec):
+
+class CliSkill(Shown, Spec):
     """Command-line programs that the box's image lacks, as a layer."""
 
     kind: Literal["cli"] = "cli"
@@ -52,8 +63,12 @@ class CliSkill(Spec):
         """The programs it is for."""
         return self.commands or (self.name,)
 
+    def _card(self) -> Card:
+        facts = (("packages", ", ".join(self.packages)), ("programs", ", ".join(self.programs)))
+        return _card(self, facts, (("how to use it", self.body),))
 
-class AgentSkill(Spec):
+
+class AgentSkill(Shown, Spec):
     """Which agent CLI drives the stage."""
 
     kind: Literal["agent"] = "agent"
@@ -61,8 +76,11 @@ class AgentSkill(Spec):
     """See `voidbox_lab.agents`."""
     description: Description = ""
 
+    def _card(self) -> Card:
+        return _card(self, (("drives", "the stage that has it"),))
 
-class OciSkill(Spec):
+
+class OciSkill(Shown, Spec):
     """The files of an OCI image, read-only at a place in the box."""
 
     kind: Literal["oci"] = "oci"
@@ -77,9 +95,21 @@ class OciSkill(Spec):
         """Where the box has it."""
         return self.path or f"/skills/{self.name}"
 
+    def _card(self) -> Card:
+        return _card(self, (("image", self.image), ("at", f"{self.place}, read-only")))
+
 
 AnySkill = Annotated[Skill | McpSkill | CliSkill | AgentSkill | OciSkill, Field(discriminator="kind")]
 Capability = Skill | McpSkill | CliSkill | AgentSkill | OciSkill
+
+
+def _card(
+    skill: McpSkill | CliSkill | AgentSkill | OciSkill,
+    facts: tuple[tuple[str, str], ...],
+    texts: tuple[tuple[str, str], ...] = (),
+) -> Card:
+    described = (("description", skill.description), *facts)
+    return Card("skill", skill.name, ((skill.kind, skill.kind),), described, texts=texts)
 
 
 def in_words(skill: Capability) -> str:

@@ -112,6 +112,16 @@ class ModelCall(Frozen):
     duration_s: float
     first_byte_s: float | None = None
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the model answered, which is a turn of the agent's."""
+        return 200 <= self.status < 300
+
+    @property
+    def is_unpriced(self) -> bool:
+        """Whether it may have cost something nobody knows: only a refusal that used no tokens is surely free."""
+        return self.cost_usd is None and (self.status < 400 or self.tokens.total > 0)
+
 
 class TopProcess(Frozen):
     """One of the busiest processes in the guest."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from voidbox_lab.cards import Card, Shown
 from voidbox_lab.spec.base import Spec
 from voidbox_lab.spec.egress import MAX_PATTERNS, EgressLimits, EgressPattern, Network, parse_destination
 from voidbox_lab.spec.validate import validated
@@ -73,7 +74,7 @@ class Caps(Spec):
     """cpu.max, in CPUs; None: all of the box's."""
 
 
-class Policy(Spec):
+class Policy(Shown, Spec):
     """The policy of a stage. The defaults are safe; loosening is explicit and recorded."""
 
     network: Network = "none"
@@ -139,6 +140,40 @@ class Policy(Spec):
         if self.caps.pids > Caps().pids:
             found.append(f"{self.caps.pids} processes")
         return tuple(found)
+
+    def _card(self) -> Card:
+        each, all_ = self.rlimits, self.caps
+        facts = (
+            ("network", _NETWORKS[self.network]),
+            ("egress", ", ".join(self.egress)),
+            ("commands", _named(self.commands, "the image's own")),
+            ("reads", _named(self.read, "what its user may")),
+            ("writes", _named(self.write, "its own directories")),
+            ("system calls", ", ".join(("the usual ones", *self.syscalls))),
+            ("a process", f"{each.open_files:,} open files, files of {each.file_mb:,} MiB"),
+            ("together", f"{min(all_.pids, each.processes):,} processes{_bounds(all_)}"),
+        )
+        looser = [text for text in self.loosened if text != f"network {self.network}"]
+        badges = tuple(("warn", text) for text in looser) or ()
+        return Card("policy", self.network, badges=badges, facts=facts)
+
+
+def _named(names: tuple[str, ...] | None, default: str) -> str:
+    return default if names is None else ", ".join(names) or "none"
+
+
+def _bounds(caps: Caps) -> str:
+    memory = "" if caps.memory_mb is None else f", {caps.memory_mb:,} MiB of memory"
+    return memory if caps.cpus is None else f"{memory}, {caps.cpus:g} CPUs"
+
+
+_NETWORKS: dict[Network, str] = {
+    "none": "no way out besides its model",
+    "allowlist": "to what egress names, through a proxy",
+    "monitored": "to every public address, through a proxy",
+    "proxy-only": "HTTP and HTTPS to every public address, through a proxy",
+    "open": "to every address, past the proxy as well",
+}
 
 
 AGENT_DIRECTORIES = ("/workspace", "/home/agent", "/tmp", "/var/tmp")  # noqa: S108 - in the guest

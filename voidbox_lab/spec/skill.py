@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import yaml
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
+from voidbox_lab.cards import Card, Shown
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec import frontmatter
 from voidbox_lab.spec.base import Frozen, Name, Spec
@@ -62,7 +63,7 @@ class Origin(Frozen):
     """A git commit, or the digest of the archive."""
 
 
-class Skill(Spec):
+class Skill(Shown, Spec):
     """A declared capability: Markdown that tells the agent how to do something, and files that go with it.
 
     In a box it becomes ``skills/NAME/SKILL.md``, with `name` and `description` as its front matter. `mcp`, `cli`,
@@ -243,6 +244,19 @@ class Skill(Spec):
         """The SKILL.md text, front matter included."""
         head = yaml.safe_dump({"name": self.name, "description": self.description}, sort_keys=False)
         return f"---\n{head}---\n\n{self.body}"
+
+    def _card(self) -> Card:
+        origin = self.origin
+        facts = (
+            ("description", self.description),
+            ("from", f"{origin.source} {origin.path}".strip() if origin else ""),
+            ("revision", origin.revision if origin else ""),
+            ("beside it", ", ".join(f"{path} ({file.size:,} bytes)" for path, file in self.files.items())),
+            ("text", f"{len(self.body):,} characters"),
+        )
+        return Card(
+            "skill", self.name, ((self.kind, self.kind),), facts, texts=((SKILL_FILE, self.to_markdown()),)
+        )
 
 
 def words(line: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from voidbox_lab.store.artifacts import Artifacts
 from voidbox_lab.store.contract import MAX_EVENT_BYTES, MAX_EVENTS_PER_RUN, Entry, Store, is_vital
 from voidbox_lab.store.directory import DirectoryStore
-from voidbox_lab.store.fold import apply, is_unpriced, new_record, rebuild
+from voidbox_lab.store.fold import apply, new_record, rebuild
 from voidbox_lab.store.opening import open_store
 from voidbox_lab.store.retention import Pruned, prune
 from voidbox_lab.store.sqlite import SqliteStore
@@ -18,7 +18,6 @@ __all__ = [
     "SqliteStore",
     "Store",
     "apply",
-    "is_unpriced",
     "is_vital",
     "new_record",
     "open_store",

@@ -97,20 +97,15 @@ def _stage_change(before: StageRecord, event: Event) -> dict[str, Any]:
                 "bytes_in": before.bytes_in + one.bytes_in,
             }
         case ModelCall() as call:
-            unpriced = before.unpriced or is_unpriced(call)
+            unpriced = before.unpriced or call.is_unpriced
             return {
                 "model_source": call.source,
                 "tokens": before.tokens + call.tokens,
                 "cost_usd": None if unpriced else _sum(before.cost_usd, call.cost_usd),
                 "unpriced": unpriced,
-                "turns": before.turns + (1 if 200 <= call.status < 300 else 0),
+                "turns": before.turns + int(call.is_answered),
             }
     return {}
-
-
-def is_unpriced(call: ModelCall) -> bool:
-    """Whether it may have cost something nobody knows: only a refusal that used no tokens is surely free."""
-    return call.cost_usd is None and (call.status < 400 or call.tokens.total > 0)
 
 
 def _sum(before: float | None, cost: float | None) -> float | None:
