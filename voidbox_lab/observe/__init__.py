@@ -1,1 +1,2 @@
-"""Runs made visible: pandas frames (`frames`). Not for drawing them: see `voidbox_lab.widgets`."""
+"""Runs made visible, from their events: as pandas frames (`frames`, `span_frames`), as spans (`spans`, `trace`),
+and to a collector (`export`). Not for the live view of a run: see `voidbox_lab.widgets`."""

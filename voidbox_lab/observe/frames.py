@@ -1,4 +1,5 @@
-"""A run and its events as pandas frames. pandas is imported when first needed: it costs half a second.
+"""A run and its events as pandas frames; what they come to, `accessor` says. pandas is imported when first needed:
+it costs half a second.
 
 Events are taken one by one and kept as plain values, so that what a frame of a million of them needs on its way is
 not much more than the frame.
@@ -10,6 +11,7 @@ from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from voidbox_lab.observe.accessor import register
 from voidbox_lab.spec import RunRecord, StageRecord
 from voidbox_lab.spec.events import Denied, Egress, Event, Telemetry
 
@@ -37,19 +39,21 @@ STAGE_COLUMNS = (
     "cache_read_tokens",
     "cache_write_tokens",
     "cost_usd",
+    "unpriced",
     "boot_s",
     "duration_s",
     "trouble",
 )
 """Columns of `stages_frame`. `cached` is the run that an earlier result was taken from. `cost_usd` is NaN where
-unpriced, never 0; 0 for an earlier result. `boot_s` and `duration_s` are seconds. `denied` and `connections` are
-counts, `files` is the number of output files."""
+`unpriced` or where no model was asked; 0 for an earlier result. `boot_s` and `duration_s` are seconds. `denied`
+and `connections` are counts, `files` is the number of output files."""
 
 
 def stages_frame(record: RunRecord) -> pd.DataFrame:
     """One row for each stage, in declared order, indexed by its name; columns `STAGE_COLUMNS`."""
     import pandas as pd
 
+    register()
     rows = [_stage_row(record.stages[s.box.name]) for s in record.spec.stages]
     index = pd.Index([s.box.name for s in record.spec.stages], name="stage")
     frame = pd.DataFrame(rows, columns=list(STAGE_COLUMNS), index=index)
@@ -61,6 +65,7 @@ def events_frame(events: Iterable[Event]) -> pd.DataFrame:
     """One row for each event, indexed by its number: time, stage, type, and the body's fields as a dict."""
     import pandas as pd
 
+    register()
     seq, at, stage, kind, body = array("q"), array("d"), _Shared(), _Shared(), []
     for event in events:
         seq.append(event.seq)
@@ -77,6 +82,7 @@ def telemetry_frame(events: Iterable[Event]) -> pd.DataFrame:
     """One row for each sample, indexed by time (UTC); fields as in `spec.events.Telemetry`, without `top`."""
     import pandas as pd
 
+    register()
     at, stage = array("d"), _Shared()
     fields = {
         name: array("d" if field.annotation is float else "q")
@@ -114,6 +120,7 @@ def denials_frame(events: Iterable[Event]) -> pd.DataFrame:
 def _bodies_frame(events: Iterable[Event], kind: type[Egress | Denied], columns: tuple[str, ...]) -> pd.DataFrame:
     import pandas as pd
 
+    register()
     at, rows = array("d"), []
     for event in events:
         if isinstance(event.body, kind):
@@ -167,6 +174,7 @@ def _stage_row(stage: StageRecord) -> dict[str, Any]:
         "cache_read_tokens": stage.tokens.cache_read,
         "cache_write_tokens": stage.tokens.cache_write,
         "cost_usd": 0.0 if stage.cached else stage.cost_usd,
+        "unpriced": stage.unpriced and not stage.cached,
         "boot_s": stage.box.boot_s if stage.box else None,
         "duration_s": stage.duration_s,
         "trouble": stage.trouble.message if stage.trouble else None,

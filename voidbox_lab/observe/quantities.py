@@ -33,15 +33,20 @@ def cost(usd: float | None, sources: set[str | None]) -> str:
         return "unpriced"
     if usd == 0 and sources <= {"scripted", None}:
         return "no cost"
+    return dollars(usd)
+
+
+def dollars(usd: float) -> str:
+    """``$1.25``, ``$0.0031``, ``<$0.0001``."""
     if usd == 0:
         return "$0"
     return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}" if usd >= 0.0001 else "<$0.0001"
 
 
-def size(count: float) -> str:
+def size(number: float) -> str:
     """Bytes for people, in powers of 1024."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1024 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
+        if number < 1024 or unit == "GB":
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
     raise AssertionError

@@ -1,0 +1,62 @@
+"""Names of attributes and operations in spans, metrics and logs.
+
+``gen_ai.*`` are of the OpenTelemetry semantic conventions for generative AI (in development:
+https://github.com/open-telemetry/semantic-conventions-genai), the others but ``voidbox.*`` of the general ones.
+Not imported from the conventions' package, which has the former as deprecated: they moved, and to no package.
+"""
+
+from __future__ import annotations
+
+OPERATION = "gen_ai.operation.name"
+WORKFLOW, AGENT, CHAT, TOOL = "invoke_workflow", "invoke_agent", "chat", "execute_tool"
+"""Values of `OPERATION`."""
+PROVIDER = "gen_ai.provider.name"
+REQUEST_MODEL = "gen_ai.request.model"
+WORKFLOW_NAME = "gen_ai.workflow.name"
+AGENT_NAME = "gen_ai.agent.name"
+TOOL_NAME = "gen_ai.tool.name"
+TOOL_CALL_ID = "gen_ai.tool.call.id"
+TOOL_ARGUMENTS = "gen_ai.tool.call.arguments"
+TOOL_RESULT = "gen_ai.tool.call.result"
+INPUT_MESSAGES = "gen_ai.input.messages"
+OUTPUT_MESSAGES = "gen_ai.output.messages"
+INPUT_TOKENS = "gen_ai.usage.input_tokens"
+"""All input tokens, cached ones included, as the conventions have it; `Tokens.input` is without these."""
+OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+CACHE_READ_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+CACHE_WRITE_TOKENS = "gen_ai.usage.cache_creation.input_tokens"
+FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
+TOKEN_TYPE = "gen_ai.token.type"  # noqa: S105 - an attribute's name
+
+ERROR_TYPE = "error.type"
+SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
+PEER_ADDRESS = "network.peer.address"
+STATUS_CODE = "http.response.status_code"
+EXECUTABLE = "process.executable.name"
+COMMAND_ARGS = "process.command_args"
+EXIT_CODE = "process.exit.code"
+
+RUN_ID = "voidbox.run.id"
+RUN_STATE = "voidbox.run.state"
+STAGE = "voidbox.stage.name"
+STAGE_STATE = "voidbox.stage.state"
+STAGE_NEEDS = "voidbox.stage.needs"
+ATTEMPT = "voidbox.stage.attempt"
+CACHED_FROM = "voidbox.stage.cached_from"
+PHASE = "voidbox.stage.phase"
+AGENT_CLI = "voidbox.agent"
+DENIED = "voidbox.denied"
+COST = "voidbox.cost_usd"
+MODEL_SOURCE = "voidbox.model.source"
+REQUEST_ID = "voidbox.request.id"
+ISOLATION = "voidbox.box.isolation"
+BOX_START = "voidbox.box.start"
+DOMAIN = "voidbox.box.domain"
+IMAGE = "voidbox.box.image"
+BOX_HOST = "voidbox.box.host"
+MEMORY_MB = "voidbox.box.memory_mb"
+VCPUS = "voidbox.box.vcpus"
+VERDICT = "voidbox.egress.verdict"
+RULE = "voidbox.rule"
+BYTES_OUT, BYTES_IN = "voidbox.egress.bytes_out", "voidbox.egress.bytes_in"
