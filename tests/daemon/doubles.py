@@ -52,6 +52,8 @@ class FakeBackend(FakeBoxes):
     async def identity(self, box: VoidBoxSpec) -> str:
         return "sha256:fake"
 
+    spares = 0
+
     @property
     def spare_mb(self) -> int:
         return 0

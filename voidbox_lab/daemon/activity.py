@@ -19,6 +19,10 @@ CHUNK_S = 60.0
 """A client that sends nothing of a body it announced, or takes nothing of its answer, for so long is gone."""
 
 
+WATCHING = frozenset({"/v1/overview"})
+"""Paths that whoever merely watches asks for: they do not count as use of the daemon."""
+
+
 class TooLarge(HTTPException):
     """The body is beyond `MAX_BODY_BYTES`."""
 
@@ -83,7 +87,8 @@ class Bounded:
                 await self._app(scope, _bounded(receive, whole=_is_json(scope)), _patient(send))
         finally:
             self._activity.requests -= 1
-            self._activity.touch()
+            if scope["path"] not in WATCHING:
+                self._activity.touch()
 
 
 def _is_json(scope: Scope) -> bool:

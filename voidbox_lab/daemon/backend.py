@@ -52,6 +52,11 @@ class Backend(ports.Boxes, Protocol):
         ...
 
     @property
+    def spares(self) -> int:
+        """Boxes kept ready."""
+        ...
+
+    @property
     def spare_mb(self) -> int:
         """MiB that boxes kept ready hold; they are given up when a box that is asked for needs the room."""
         ...

@@ -17,6 +17,8 @@ from voidbox_lab import __version__
 from voidbox_lab.cluster import DaskExecutor
 from voidbox_lab.daemon.activity import Activity
 from voidbox_lab.daemon.backend import Backend, MakeBackend
+from voidbox_lab.daemon.gauges import Gauges
+from voidbox_lab.daemon.overview import Lookout
 from voidbox_lab.daemon.pages import Pages
 from voidbox_lab.engine import (
     Admission,
@@ -31,6 +33,7 @@ from voidbox_lab.engine import (
 )
 from voidbox_lab.errors import UserError, VoidboxError
 from voidbox_lab.machines import available_memory_mb
+from voidbox_lab.observe.otlp import Otlp
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import RunRecord, RunSpec, Trouble
 from voidbox_lab.spec.api import API_VERSION, Health, PruneReport, PruneRequest
@@ -54,11 +57,14 @@ class Daemon:
         backend: Backend,
         runner: Runner,
         admission: Admission,
+        gauges: Gauges,
     ) -> None:
         self.settings, self.store, self.artifacts, self.journal = settings, store, artifacts, journal
         self.backend, self.runner, self.admission = backend, runner, admission
         self.pages = Pages(store)
         self.activity = Activity()
+        self.gauges = gauges
+        self.lookout = Lookout(self)
         self.tcp: str | None = None
         """The URL of the TCP listener, if there is one."""
         self.stopping = anyio.Event()
@@ -81,7 +87,18 @@ class Daemon:
             store = await open_store(settings.store, settings.data)
             stack.push_async_callback(store.aclose)
             artifacts = await Artifacts.open(settings.data / "artifacts")
-            journal = Journal(store)
+            gauges = Gauges()
+            recorded = [gauges.recorded]
+            if (otlp := Otlp.of(settings)) is not None:
+                from voidbox_lab.observe.export import exporting  # OpenTelemetry: for whoever has a collector
+
+                try:
+                    exporter = await stack.enter_async_context(exporting(otlp, store))
+                except Exception as e:  # what the SDK makes of OTEL_* variables that may be for somebody else
+                    log.warning("nothing is exported by OTLP: %s: %s", type(e).__name__, e)
+                else:
+                    recorded.append(exporter.recorded)
+            journal = Journal(store, recorded=recorded)
             await _bury(store, journal)
             backend = await stack.enter_async_context(make_backend(settings))
             host = Host(boxes=backend, adapter=backend.adapter, session=backend.session)
@@ -93,7 +110,7 @@ class Daemon:
             cache = StageCache(store, backend.identity)
             serving = Runner.serving(store, artifacts, journal, executor, cache)
             runner = await stack.enter_async_context(serving)
-            yield cls(settings, store, artifacts, journal, backend, runner, admission)
+            yield cls(settings, store, artifacts, journal, backend, runner, admission, gauges)
 
     @property
     def busy(self) -> bool:

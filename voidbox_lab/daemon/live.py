@@ -175,6 +175,11 @@ class LiveBackend:
         return (await self._open()).hypervisor
 
     @property
+    def spares(self) -> int:
+        """See `Backend`."""
+        return len(self._opened.boxes.pool) if self._opened is not None else 0
+
+    @property
     def spare_mb(self) -> int:
         """See `Backend`."""
         return self._opened.boxes.pool.memory_mb if self._opened is not None else 0

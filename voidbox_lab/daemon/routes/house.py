@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
@@ -10,7 +11,9 @@ from voidbox_lab.daemon.core import Daemon
 from voidbox_lab.daemon.openapi import Route, errors
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec.api import Health
+from voidbox_lab.spec.overview import Overview
 
+DAY_S = 86400.0
 _KEYS = {"summary": "One key", "value": {"ANTHROPIC_API_KEY": "…"}}
 
 
@@ -21,6 +24,24 @@ def routes(daemon: Daemon) -> APIRouter:
     @router.get("/v1/health", operation_id="getHealth", summary="The daemon about itself")
     async def health() -> Health:
         return daemon.health()
+
+    @router.get("/v1/overview", operation_id="getOverview", summary="All runs and boxes at a glance")
+    async def overview(
+        since: Annotated[
+            float | None,
+            Query(
+                ge=0,
+                le=1e10,
+                allow_inf_nan=False,
+                description="UNIX time: spending of runs begun since then; without it, in the last 24 hours.",
+            ),
+        ] = None,
+        limit: Annotated[
+            int, Query(ge=0, le=1000, description="Most runs to list besides those in progress.")
+        ] = 20,
+    ) -> Overview:
+        """Made to be asked again and again; that alone does not keep an idle daemon from leaving."""
+        return await daemon.lookout.overview(time.time() - DAY_S if since is None else since, limit)
 
     @router.post(
         "/v1/credentials", status_code=204, operation_id="addCredentials", summary="Hand the daemon model keys"
