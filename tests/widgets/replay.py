@@ -34,7 +34,7 @@ from voidbox_lab.spec.events import (
     ToolCall,
     ToolResult,
 )
-from voidbox_lab.spec.run import BoxFacts, InputFile, RunRecord, RunSpec, StageRecord, Tokens, Trouble
+from voidbox_lab.spec.run import BoxFacts, InputFile, RunRecord, RunSpec, Stage, StageRecord, Tokens, Trouble
 
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -116,8 +116,35 @@ def deeds() -> Iterator[Step]:
     yield 0, StageChanged(state="succeeded", output="Done.")
 
 
+def long() -> Iterator[Step]:
+    """A stage that says and logs more than a view keeps, and goes on."""
+    for i in range(200):
+        yield 0, AgentText(text=f"step {i}", block=i)
+    for i in range(400):
+        yield 0, AgentLog(text=f"line {i} of a log")
+    yield 200, AgentText(text="late", block=999)
+
+
+FLOOD_MB = 100
+
+
+def flood() -> Iterator[Step]:
+    """A hostile agent's output, as fast as it is taken."""
+    piece = (HOSTILE + "\r\n\x1b[2J[x](javascript:alert(1)) ![p](http://127.0.0.1:9/p.png) **`|a|`** ") * 400
+    piece = piece[:65_000]
+    for i in range(FLOOD_MB * 1_000_000 // len(piece)):
+        yield 0, AgentText(text=piece, block=i // 100) if i % 50 < 40 else AgentLog(text=piece)
+        if i % 20 == 0:
+            yield 0.001, telemetry(i)
+    yield 0, StageChanged(state="succeeded", output=HOSTILE * 1000)
+
+
 def scenario(name: str) -> Iterator[Step]:
     """The steps of one stage, with the seconds before each."""
+    if name in {"long", "flood"}:
+        yield from boot(0.02)
+        yield from long() if name == "long" else flood()
+        return
     if name == "endless":
         yield from boot(0.05)
         for i in range(100_000):
@@ -219,10 +246,22 @@ class _Run:
                 await asyncio.sleep(delay)
             self._say(body, name)
 
+    async def _stages(self) -> None:
+        """Each after those that it needs."""
+        done = {s.box.name: asyncio.Event() for s in self.record.spec.stages}
+
+        async def one(stage: Stage) -> None:
+            for need in stage.needs:
+                await done[need].wait()
+            await self._stage(stage.box.name, stage.box.model.name)
+            done[stage.box.name].set()
+
+        await asyncio.gather(*(one(s) for s in self.record.spec.stages))
+
     async def _play(self) -> None:
         self._say(RunChanged(state="running"))
         try:
-            await asyncio.gather(*(self._stage(s.box.name, s.box.model.name) for s in self.record.spec.stages))
+            await self._stages()
         except asyncio.CancelledError:
             trouble = Trouble(kind="cancelled", message="Cancelled by the user.")
             for name, stage in self.record.stages.items():
@@ -258,20 +297,27 @@ class ReplayClient:
         RUNS[run_id] = _Run(run_id, spec)
         return RUNS[run_id].record
 
-    async def events(self, run_id: str, after: int = 0) -> AsyncIterator[Event]:
+    async def events(self, run_id: str, after: int = 0, *, follow: bool = True) -> AsyncIterator[Event]:
         run = RUNS[run_id]
         while True:
             changed = run.changed
             for event in run.events[after:]:
                 after = event.seq
                 yield event
-            if run.record.state in {"succeeded", "failed", "cancelled"} and after == len(run.events):
+            over = run.record.state in {"succeeded", "failed", "cancelled"}
+            if not follow or (over and after == len(run.events)):
                 return
             await changed.wait()
 
     async def cancel(self, run_id: str) -> None:
         await self.run(run_id)
         RUNS[run_id].task.cancel()
+
+    async def pause(self, run_id: str) -> None:
+        RUNS[run_id]._say(RunChanged(state="paused"))
+
+    async def resume(self, run_id: str) -> None:
+        RUNS[run_id]._say(RunChanged(state="running"))
 
     async def run(self, run_id: str) -> RunRecord:
         if run_id not in RUNS:

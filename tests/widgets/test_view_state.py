@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import ModuleType
 from typing import Any
 
@@ -30,7 +31,9 @@ from voidbox_lab.spec.run import RunRecord, RunSpec, Stage, Tokens
 from voidbox_lab.spec.voidbox import VoidBoxSpec
 from voidbox_lab.widgets import display, plain, static_html
 from voidbox_lab.widgets.present import patch, present
-from voidbox_lab.widgets.view_state import MAX_ENTRIES, MAX_SAMPLES, ViewState, begin, fold, settle
+from voidbox_lab.widgets.transcript import MAX_ENTRIES
+from voidbox_lab.widgets.view_state import ViewState, begin, fold, settle
+from voidbox_lab.widgets.vitals import MAX_SAMPLES
 
 
 def record(*names: str, model: str = "scripted:quickstart") -> RunRecord:
@@ -212,8 +215,9 @@ def test_any_events_leave_a_bounded_view_that_every_surface_can_show(events: Any
         list(plain.lines(before, state))
     for view in state.stages.values():
         assert len(view.entries) <= MAX_ENTRIES
-        assert len(view.cpu) <= MAX_SAMPLES
-        assert all(0 <= v <= 1 for v in (*view.cpu, *view.memory))
+        vitals = view.vitals
+        assert len(vitals.cpu) == len(vitals.disk) <= MAX_SAMPLES
+        assert all(0 <= v <= 1 for v in (*vitals.cpu, *vitals.memory))
         assert all(len(e.text) + len(e.arguments) + len(e.summary) < 9_000 for e in view.entries)
         assert view.output is None or len(view.output) <= 16_384
     html = static_html.render(state, now=500.0)
@@ -230,15 +234,21 @@ def apply(view: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         old = stages.get(new["name"], {"entries": [], "answer": None, "doings": []})
         entries = {e["key"]: e for e in old["entries"]}
         for entry in new["entries"]:
-            if "append" in entry:
-                before = entries[entry["key"]]
-                entries[entry["key"]] = before | {"text": before["text"] + entry["append"]}
-            else:
-                entries[entry["key"]] = entry
-        low, high = new["gap"]
-        kept = [e for k, e in sorted(entries.items()) if not low <= k < high]
+            entries[entry["key"]] = changed(entries.get(entry["key"], {}), entry)
+        gap = new["gap"] or {"from": 0, "to": 0}
+        kept = [e for k, e in sorted(entries.items()) if not gap["from"] <= k < gap["to"]]
         stages[new["name"]] = {**old, **new, "entries": kept}
-    return {**change, "stages": list(stages.values())}
+    return {**view, **change, "stages": list(stages.values())}
+
+
+def changed(before: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry after its patch."""
+    if "append" in entry:
+        return before | {"text": before["text"] + entry["append"]}
+    if "from" in entry:
+        kept = before["blocks"][: entry["from"]]
+        return {k: v for k, v in entry.items() if k != "from"} | {"blocks": kept + entry["blocks"]}
+    return before | entry
 
 
 @settings(max_examples=100, deadline=None)
@@ -313,15 +323,13 @@ def test_static_html_is_inert(replay: ModuleType, name: str) -> None:
 
 def test_static_html_reads_without_its_style(replay: ModuleType) -> None:
     """GitHub strips classes and style: words must not run together, and the labels must be there."""
-    import re
-
     html = static_html.render(played(scenario(replay, "quickstart")), now=200.0)
     text = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
     text = " ".join(re.sub(r"<[^>]+>", "", text).split())
     assert "analyst succeeded TCG scripted:quickstart 3 turns · 3 tools" in text
     assert "no cost" in text
-    assert '<th style="text-align: left">symbol</th>' in html
-    assert '<td style="text-align: right">0.0287</td>' in html
+    assert "<th>symbol</th>" in html
+    assert '<td style="text-align:right">0.0287</td>' in html
 
 
 def test_plain_lines_tell_the_story(replay: ModuleType) -> None:
@@ -383,3 +391,34 @@ def test_a_step_on_the_way_is_folded() -> None:
     assert "of b" in html.replace(folded, "")
     failed = played([StageChanged(state="failed", output="of a")], "a", state)
     assert [s["folded"] for s in present(failed, 200)["stages"]] == [False, False]
+
+
+def test_a_hundred_megabytes_stay_a_few_kilobytes(replay: ModuleType) -> None:
+    """A hostile agent's output, HTML and ANSI codes, in the largest events there are: a view has a bound."""
+    state = begin(record())
+    for seq, body in enumerate(scenario(replay, "flood"), 1):
+        state = fold(state, Event(seq=seq, run="r1", at=100.0 + seq, stage="analyst", body=body))
+    view = present(state, 9000.0)
+    whole = json.dumps(view)
+    texts = [e for e in view["stages"][0]["entries"] if e["kind"] == "text"]
+    assert texts
+    html = static_html.render(state, now=9000.0)
+    assert len(whole) < 600_000
+    assert len(html) < 600_000
+    assert "\\u001b" not in whole
+    assert "\x1b" not in html
+    for made in (html, *("".join((*e["blocks"], *e["tail_blocks"])) for e in texts)):
+        assert not re.search("<(img|script|iframe)", made)
+        assert 'href="javascript' not in made
+    assert "characters not shown" in html
+
+
+def test_a_command_says_what_it_says() -> None:
+    """A program's output is no Markdown: stars, hashes and spaces stay as they are."""
+    box = VoidBoxSpec(name="analyst", command=("ls",))
+    state = begin(RunRecord(id="r1", spec=RunSpec(stages=(Stage(box=box),)), created_at=100.0))
+    text = "# total 4\n  **a**   b\n"
+    state = played([AgentText(text=text), StageChanged(state="succeeded", output=text + "more")], state=state)
+    html = static_html.render(state, now=200)
+    assert f'<pre class="vbx-stderr">{text}' in html
+    assert f"<pre>{text}more</pre>" in html

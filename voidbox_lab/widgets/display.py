@@ -1,16 +1,17 @@
 """Where a run is shown: a notebook's output, frozen when the run ends, or plain lines on a terminal.
 
 A surface is opened with a state, shown newer ones, and closed with the last. `pump` runs beside
-that, in the same task group: it paces what goes to a browser and waits for its Cancel button.
+that, in the same task group: it paces what goes to a browser and waits for its buttons.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, get_args
 
 import anyio
 from IPython.display import display, update_display
@@ -27,7 +28,23 @@ FLUSH_S = 0.1
 BYTES_PER_S = 400_000
 """jupyter_server drops output above 1 MB/s per kernel; a few views must fit."""
 
-Cancel = Callable[[], Awaitable[None]]
+MAX_ASKED = 16
+"""Requests of a browser that wait to be answered; of more nobody who clicks would know."""
+
+LINGER_S = 60.0
+"""How long a page that is being reloaded at a run's end may take to ask for the view again."""
+
+Action = Literal["cancel", "pause", "resume"]
+
+
+class Controls(Protocol):
+    """What a user can do to the run that is shown. Trouble is told in the view."""
+
+    async def act(self, action: Action) -> None:
+        """Ask the daemon for it."""
+
+    async def more(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A page of what the view left out; or ``error``, a sentence."""
 
 
 class Surface(Protocol):
@@ -42,8 +59,8 @@ class Surface(Protocol):
     def close(self, state: ViewState) -> None:
         """The last state; nothing is shown after it."""
 
-    async def pump(self, cancel: Cancel) -> None:
-        """Runs until its scope is cancelled; awaits `cancel` once if the user asks for it."""
+    async def pump(self, controls: Controls) -> None:
+        """Runs until its scope is cancelled; does what the user asks for through `controls`."""
 
 
 class PlainSurface:
@@ -67,7 +84,7 @@ class PlainSurface:
         """Write what changed last."""
         self.show(state)
 
-    async def pump(self, cancel: Cancel) -> None:
+    async def pump(self, controls: Controls) -> None:
         """Nothing to pace: Ctrl-C cancels."""
         await anyio.sleep_forever()
 
@@ -84,7 +101,7 @@ class QuietSurface:
     def close(self, state: ViewState) -> None:
         """Nothing."""
 
-    async def pump(self, cancel: Cancel) -> None:
+    async def pump(self, controls: Controls) -> None:
         """Nothing."""
         await anyio.sleep_forever()
 
@@ -99,14 +116,14 @@ class NotebookSurface:
     def __init__(self, *, live: bool = True) -> None:
         self._live = live
         self._widget: RunView | None = None
-        self._cancel = anyio.Event()
+        self._asked, self._asking = anyio.create_memory_object_stream[dict[str, Any]](MAX_ASKED)
         self._display_id = ""
 
     def open(self, state: ViewState) -> None:
         """Put the output into the cell."""
         data = bundle(state)
         if self._live:
-            self._widget = RunView(state, on_cancel=self._cancel.set)
+            self._widget = widget = RunView(state, on_message=lambda request: self._ask(widget, request))
             data[WIDGET_MIME] = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
         self._display_id = f"voidbox-{state.run}-{os.urandom(4).hex()}"
         display(data, raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
@@ -117,23 +134,62 @@ class NotebookSurface:
             self._widget.show(state)
 
     def close(self, state: ViewState) -> None:
-        """Freeze: replace the output by its static forms and forget the widget."""
+        """Freeze: replace the output by its static forms and forget the widget.
+
+        A page that was reloaded meanwhile does not know the output any more, but gets the widget again from the
+        kernel: there it stays, as the run ended, as long as the kernel does. Whether there is such a page is known
+        once it has come up.
+        """
         update_display(bundle(state), raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
-        if self._widget is not None:
-            self._widget.close()
-            self._widget = None
+        self._asked.close()
+        widget, self._widget = self._widget, None
+        if widget is None:
+            return
+        if not widget.looks:
+            widget.close()
+            return
+        widget.show(state)
+        widget.flush()
+        asyncio.get_running_loop().call_later(LINGER_S, _forget, widget)
 
-    async def pump(self, cancel: Cancel) -> None:
+    async def pump(self, controls: Controls) -> None:
         """Flush at most ten times a second, more slowly the more there is to send."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._flush)
-            await self._cancel.wait()
-            await cancel()
+        async with anyio.create_task_group() as group, self._asking:
+            group.start_soon(paced, self._flush)
+            async for request in self._asking:
+                group.start_soon(self._answer, request, controls)
 
-    async def _flush(self) -> None:
-        while True:
-            sent = self._widget.flush() if self._widget is not None else 0
-            await anyio.sleep(max(FLUSH_S, sent / BYTES_PER_S))
+    def _ask(self, widget: RunView, request: dict[str, Any]) -> None:
+        try:
+            self._asked.send_nowait(request)
+        except anyio.WouldBlock:
+            widget.answer(request.get("ticket"), {"error": "Too much was asked for at once; try again."})
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            widget.answer(request.get("ticket"), {"error": "The run is over; 'voidbox logs' has all of it."})
+
+    async def _answer(self, request: dict[str, Any], controls: Controls) -> None:
+        if request["kind"] == "act":
+            if request.get("action") in get_args(Action):
+                await controls.act(request["action"])
+            return
+        page = await controls.more(request)
+        if self._widget is not None:
+            self._widget.answer(request.get("ticket"), page)
+
+    def _flush(self) -> int:
+        return self._widget.flush() if self._widget is not None else 0
+
+
+def _forget(widget: RunView) -> None:
+    if widget.looks < 2:
+        widget.close()
+
+
+async def paced(flush: Callable[[], int]) -> None:
+    """Call `flush`, which tells how many bytes it has sent, at most ten times a second and `BYTES_PER_S`."""
+    while True:
+        sent = flush()
+        await anyio.sleep(max(FLUSH_S, sent / BYTES_PER_S))
 
 
 def bundle(state: ViewState) -> dict[str, Any]:

@@ -7,13 +7,14 @@ All text in it is clean and on one line, none of it is escaped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+from voidbox_lab.observe.quantities import count, size
 from voidbox_lab.spec.events import Denied, Egress, FileKept, Mounted
 from voidbox_lab.spec.file import InputFile
 from voidbox_lab.spec.run import StageRecord
-from voidbox_lab.widgets.quantities import count, size
+from voidbox_lab.widgets.frozen import replaced
 from voidbox_lab.widgets.text import one_line
 
 MAX_DENIALS = 6
@@ -66,7 +67,7 @@ def did(doings: Doings, body: Denied | Egress | FileKept | Mounted) -> Doings:
         case Denied():
             return _denied(doings, body)
         case Egress():
-            return replace(
+            return replaced(
                 doings,
                 connections=doings.connections + 1,
                 refused=doings.refused + (body.verdict == "denied"),
@@ -78,17 +79,17 @@ def did(doings: Doings, body: Denied | Egress | FileKept | Mounted) -> Doings:
             return _kept(doings, {body.path: body.file})
         case Mounted():
             mounts = (*doings.mounts, mounted(body))[-MAX_MOUNTS:]
-            return replace(doings, mounts=mounts, mounted=doings.mounted + 1)
+            return replaced(doings, mounts=mounts, mounted=doings.mounted + 1)
 
 
 def left(doings: Doings, files: Mapping[str, InputFile]) -> Doings:
     """`doings` with the files that a stage left, all of them."""
-    return _kept(replace(doings, files={}, more_files=0), files) if files else doings
+    return _kept(replaced(doings, files={}, more_files=0), files) if files else doings
 
 
 def recorded(doings: Doings, kept: StageRecord) -> Doings:
     """`doings` with the counts of the store's record, which has seen every event."""
-    doings = replace(
+    doings = replaced(
         doings,
         denied=kept.denied,
         connections=kept.connections,
@@ -104,10 +105,10 @@ def _denied(doings: Doings, body: Denied) -> Doings:
     denials = list(doings.denials)
     same = next((d for d in denials if (d.rule, d.subject) == (rule, subject)), None)
     if same is not None:
-        denials[denials.index(same)] = replace(same, count=same.count + body.count)
-        return replace(doings, denied=doings.denied + body.count, denials=tuple(denials))
+        denials[denials.index(same)] = replaced(same, count=same.count + body.count)
+        return replaced(doings, denied=doings.denied + body.count, denials=tuple(denials))
     denials.append(Denial(doings.next_key, rule, subject, message, program, body.count))
-    return replace(
+    return replaced(
         doings,
         denied=doings.denied + body.count,
         denials=tuple(denials[-MAX_DENIALS:]),
@@ -122,7 +123,7 @@ def _kept(doings: Doings, files: Mapping[str, InputFile]) -> Doings:
             known[path] = file.size
         else:
             more += 1
-    return replace(doings, files=known, more_files=more)
+    return replaced(doings, files=known, more_files=more)
 
 
 def told(denial: Denial) -> str:

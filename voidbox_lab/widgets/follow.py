@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 
@@ -18,9 +18,13 @@ from voidbox_lab.api import persistently
 from voidbox_lab.errors import Cancelled, VoidboxError
 from voidbox_lab.spec.events import Event
 from voidbox_lab.spec.run import RunRecord
-from voidbox_lab.widgets.display import Surface
-from voidbox_lab.widgets.view_state import ViewState, begin, fold, interrupted, settle
+from voidbox_lab.spec.validate import validated
+from voidbox_lab.widgets.display import Action, Surface
+from voidbox_lab.widgets.pages import Asked, page
+from voidbox_lab.widgets.view_state import ViewState, begin, fold, interrupted, noted, settle
 
+PAGE_S = 20
+"""How long a page of what the view left out may take."""
 STOP_S = 1.5
 """How long a stopped cell waits for the run's own end before it freezes the view without it."""
 
@@ -28,11 +32,17 @@ STOP_S = 1.5
 class Client(Protocol):
     """What following needs of `voidbox_lab.client.AsyncClient`."""
 
-    def events(self, run_id: str, after: int = 0) -> AsyncIterator[Event]:
-        """All events after number `after`, until the run has ended."""
+    def events(self, run_id: str, after: int = 0, *, follow: bool = True) -> AsyncIterator[Event]:
+        """All events after number `after`, until the run has ended; without `follow` those that there are."""
 
     async def cancel(self, run_id: str) -> object:
         """Ask for the run's end."""
+
+    async def pause(self, run_id: str) -> object:
+        """Have it start nothing more."""
+
+    async def resume(self, run_id: str) -> object:
+        """Let it go on."""
 
     async def run(self, run_id: str) -> RunRecord:
         """The run's record now."""
@@ -75,7 +85,7 @@ class _Tracker:
     async def to_the_end(self) -> RunRecord:
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self.surface.pump, self._cancel)
+                group.start_soon(self.surface.pump, self)
                 await self._watch()
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as group_error:
@@ -91,8 +101,26 @@ class _Tracker:
             self.state = fold(self.state, event)
             self.surface.show(self.state)
 
-    async def _cancel(self) -> None:
-        await self.client.cancel(self.run)
+    async def act(self, action: Action) -> None:
+        """See `voidbox_lab.widgets.display.Controls`."""
+        try:
+            await getattr(self.client, action)(self.run)
+        except VoidboxError as e:
+            self.state = noted(self.state, e.message)
+            self.surface.show(self.state)
+
+    async def more(self, request: dict[str, Any]) -> dict[str, Any]:
+        """See `voidbox_lab.widgets.display.Controls`."""
+        try:
+            asked = validated(Asked, **{k: v for k, v in request.items() if k in Asked.model_fields})
+            stage = self.state.stages.get(asked.stage)
+            events = self.client.events(self.run, after=asked.seq - 1, follow=False)
+            with anyio.fail_after(PAGE_S):
+                return await page(events, asked, command=stage is not None and stage.command)
+        except VoidboxError as e:
+            return {"error": e.message}
+        except TimeoutError:
+            return {"error": f"The store did not give this page within {PAGE_S} s; try again."}
 
     async def stop(self) -> None:
         """Cancel the run and wait for its end, `STOP_S` at most, however often stop is pressed."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from voidbox_lab.observe.quantities import cost, count, seconds, tokens
 from voidbox_lab.widgets.doings import Doings, network, presented, told
-from voidbox_lab.widgets.quantities import cost, count, seconds, tokens
 from voidbox_lab.widgets.text import one_line
-from voidbox_lab.widgets.view_state import Entry, StageView, ViewState
+from voidbox_lab.widgets.transcript import Entry
+from voidbox_lab.widgets.view_state import StageView, ViewState
 
 WIDTH = 100
 """Longest line for tool calls and notices, in characters; answers keep their own lines."""

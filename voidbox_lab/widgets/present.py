@@ -1,21 +1,24 @@
-"""A view state in words: JSON-able dictionaries of strings that every surface lays out as they are.
+"""A view state in words and harmless HTML: JSON-able dictionaries that every surface lays out as they are.
 
-The widget's JavaScript, the static template and the plain lines say the same because they get
-the same strings. Nothing here is escaped; `patch` is what the widget streams.
+The widget's JavaScript, the static template and the plain lines say the same because they get the same. Strings
+are not escaped, but for those under the keys ``answer``, ``blocks``, ``tail_blocks``, ``meters``, ``vitals`` and
+``graph``: these are HTML of our making (`markdown`, `parts`, `voidbox_lab.cards.graph`). `patch` is what the
+widget streams.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from voidbox_lab.cards import Node, graph
+from voidbox_lab.cards.states import glyph
+from voidbox_lab.observe.quantities import cost, count, seconds, size, tokens
 from voidbox_lab.spec.run import BoxFacts, Trouble
+from voidbox_lab.widgets import parts
 from voidbox_lab.widgets.doings import presented
-from voidbox_lab.widgets.quantities import cost, count, seconds, tokens
-from voidbox_lab.widgets.view_state import Entry, StageView, ViewState
-
-SPARK_WIDTH, SPARK_HEIGHT = 60, 14
-"""The sparkline's view box, in SVG user units."""
+from voidbox_lab.widgets.gauges import gauges, spark, summary
+from voidbox_lab.widgets.telling import answer, entry_patch, gap, shown_entry
+from voidbox_lab.widgets.view_state import StageView, ViewState
 
 ISOLATION_TITLES = {
     "kvm": "Hardware virtualization: the box runs on the CPU's virtualization extensions.",
@@ -26,33 +29,87 @@ SOURCE_TITLES = {
     "replay": "Answers came from a recording.",
     "scripted": "Answers came from a script, not from a model.",
 }
+SOURCES = {"replay": "recorded"}
+"""What a source is called, where that is not its own name."""
+PAUSE = {"name": "pause", "text": "Pause", "title": "Start nothing more; what is at work goes on"}
+RESUME = {"name": "resume", "text": "Resume", "title": "Let the run go on"}
+CANCEL = {"name": "cancel", "text": "Cancel", "title": "End the run and its boxes"}
+AGAIN = {
+    "failed": "%voidbox retry {run} runs it again; what had succeeded is taken from the cache.",
+    "cancelled": "%voidbox retry {run} runs it again; what had succeeded is taken from the cache.",
+    "interrupted": "%voidbox resume {run} lets it go on.",
+}
 
 
 def present(state: ViewState, now: float) -> dict[str, Any]:
     """The whole view. `now` is UNIX time, for elapsed times of what is still running."""
-    end = state.finished_at or now
-    stages = [_stage(s, now) for s in state.stages.values()]
-    facts = []
-    if len(stages) > 1:  # else the stage's own line says it all
-        facts.append(count(len(stages), "stage"))
-        if state.tokens.total:
-            facts += [tokens(state.tokens), cost(state.cost_usd, {s.model_source for s in state.stages.values()})]
+    drawing = _graph(state)
     return {
-        "run": state.run,
-        "state": state.state,
-        "over": state.over,
-        "now": now,
-        "started": state.created_at,
-        "elapsed": seconds(max(0.0, end - state.created_at)),
-        "facts": facts,
-        "trouble": _trouble(state.trouble, state),
-        "notices": list(state.notices),
-        "stages": stages,
+        **_run(state, now),
+        "graph": graph.html(drawing, tag="button") if drawing is not None else None,
+        "stages": [_stage(s, now) for s in state.stages.values()],
     }
 
 
+def _run(state: ViewState, now: float) -> dict[str, Any]:
+    """A run without its stages."""
+    elapsed = max(0.0, (state.finished_at or now) - state.created_at)
+    used, usd = state.tokens, state.cost_usd
+    many = len(state.stages) > 1  # else the stage's own line says it all
+    facts = [count(len(state.stages) + state.more_stages, "stage")] if many else []
+    if many and used.total:
+        if state.budget.tokens is None:
+            facts.append(tokens(used))
+        if state.budget.usd is None:
+            facts.append(cost(usd, {s.model_source for s in state.stages.values()}))
+    notices = list(state.notices)
+    if state.more_stages:
+        notices.append(f"{count(state.more_stages, 'further stage')} of this run: 'voidbox show' lists all.")
+    return {
+        "run": state.run,
+        "state": state.state,
+        "glyph": glyph(state.state),
+        "over": state.over,
+        "now": now,
+        "started": state.created_at,
+        "elapsed": seconds(elapsed),
+        "facts": facts,
+        "meters": parts.meters(gauges(state.budget, used.total, usd, elapsed)),
+        "actions": [] if state.over else [RESUME if state.state == "paused" else PAUSE, CANCEL],
+        "again": AGAIN.get(state.state, "").format(run=state.run),
+        "trouble": _trouble(state.trouble, state),
+        "notices": notices,
+        "groups": _groups(state),
+    }
+
+
+def _graph(state: ViewState) -> graph.Drawing | None:
+    return graph.draw([Node(s.name, s.needs) for s in state.stages.values()])
+
+
+def _groups(state: ViewState) -> list[dict[str, str]]:
+    """Nodes of the drawing that stand for several stages, as those are."""
+    groups = []
+    drawing = _graph(state)
+    for node in drawing.nodes if drawing is not None else ():
+        if node.members:
+            states = [state.stages[name].state for name in node.members]
+            first = next((s for s in ("failed", "running", "retrying") if s in states), states[-1])
+            note = graph.counted(states)
+            groups.append({"name": node.name, "state": first, "glyph": glyph(first), "note": note})
+    return groups
+
+
+def drawn(state: ViewState, anchor: str) -> str | None:
+    """The stages as they are, for a view that does not change: each leads to the element `anchor` and its name."""
+    nodes = [Node(s.name, s.needs, s.state, _note(s)) for s in state.stages.values()]
+    drawing = graph.draw(nodes)
+    return graph.html(drawing, tag="a", anchor=anchor) if drawing is not None else None
+
+
 def _stage(stage: StageView, now: float) -> dict[str, Any]:
-    return {**_head(stage, now), "entries": [_entry(e) for e in stage.entries], "gap": _gap(stage)}
+    entries = [shown_entry(e, command=stage.command) for e in stage.entries]
+    return {**_head(stage, now), "entries": entries, "gap": gap(stage.transcript)}
 
 
 def _head(stage: StageView, now: float) -> dict[str, Any]:
@@ -61,36 +118,50 @@ def _head(stage: StageView, now: float) -> dict[str, Any]:
         f
         for f in (
             stage.attempt > 1 and f"attempt {stage.attempt}",
-            stage.queue,
             stage.turns and count(stage.turns, "turn"),
             stage.tool_calls and count(stage.tool_calls, "tool"),
         )
         if f
     ]
     if stage.tokens.total:
-        facts += [tokens(stage.tokens), cost(stage.cost_usd, {stage.model_source})]
-    elapsed = None
-    if stage.started_at is not None:
-        elapsed = seconds(max(0.0, (stage.finished_at or now) - stage.started_at))
+        if stage.budget.tokens is None:
+            facts.append(tokens(stage.tokens))
+        if stage.budget.usd is None:
+            facts.append(cost(stage.cost_usd, {stage.model_source}))
+    elapsed = max(0.0, (stage.finished_at or now) - stage.started_at) if stage.started_at is not None else None
+    vitals = stage.vitals
     return {
         "name": stage.name,
         "state": stage.state,
+        "glyph": glyph(stage.state),
+        "note": _note(stage),
         "over": stage.over,
         "folded": stage.inner and stage.state == "succeeded",
         "started": stage.started_at,
-        "elapsed": elapsed,
+        "elapsed": None if elapsed is None else seconds(elapsed),
         "badges": _badges(stage),
         "facts": facts,
-        "cpu": spark(stage.cpu),
-        "cpu_label": f"CPU {stage.cpu[-1]:.0%}" if stage.cpu else "",
-        "memory": spark(stage.memory),
-        "memory_label": f"{stage.memory_used_kb / 1024:.0f} MB" if stage.memory else "",
-        "memory_title": f"Guest memory in use, of {stage.memory_total_kb / 1024:.0f} MB",
+        "queue": stage.queue,
+        "meters": parts.meters(gauges(stage.budget, stage.tokens.total, stage.cost_usd, elapsed or 0.0)),
+        "cpu": spark(vitals.cpu),
+        "cpu_label": f"CPU {vitals.cpu[-1]:.0%}" if vitals.cpu else "",
+        "memory": spark(vitals.memory),
+        "memory_label": size(vitals.memory_used_kb * 1024) if vitals.memory else "",
+        "memory_title": f"Guest memory in use, of {size(vitals.memory_total_kb * 1024)}",
+        "telemetry": summary(vitals),
+        "vitals": parts.vitals_table(vitals) if vitals.cpu else "",
         "trouble": _message(stage.trouble),
-        "answer": blocks(stage.output.text) if stage.output is not None else None,
+        "answer": answer(stage),
         "doings": presented(stage.doings),
         "said": _said(stage),
     }
+
+
+def _note(stage: StageView) -> str:
+    """What stands below a stage's name in the drawing."""
+    if stage.cached is not None:
+        return f"{stage.state}, cached"
+    return "waits for room" if stage.queue else stage.state
 
 
 def _said(stage: StageView) -> int | None:
@@ -117,7 +188,7 @@ def _badges(stage: StageView) -> list[dict[str, str]]:
         )
         text = stage.model
         if stage.model_source and not text.startswith(stage.model_source):
-            text += f" · {stage.model_source}"
+            text += f" · {SOURCES.get(stage.model_source, stage.model_source)}"
         badges.append({"kind": stage.model_source or "model", "text": text, "title": title})
     if stage.doings.denied:
         title = "Things that the policy forbade; they did not happen, and the agent was told."
@@ -133,29 +204,6 @@ def box_title(box: BoxFacts) -> str:
     )
 
 
-def _entry(entry: Entry) -> dict[str, Any]:
-    shown: dict[str, Any] = {"key": entry.key, "kind": entry.kind, "text": entry.text.text}
-    if entry.kind == "tool":
-        status = "error" if entry.is_error else "done" if entry.done else "open"
-        shown |= {
-            "name": entry.name,
-            "summary": entry.summary,
-            "arguments": entry.arguments,
-            "status": status,
-            "took": seconds(entry.duration_s) if entry.duration_s is not None else "",
-        }
-    return shown
-
-
-def _gap(stage: StageView) -> list[int]:
-    """``[first key left out, first key kept again]``; equal when nothing is missing."""
-    if not stage.dropped:
-        return [0, 0]
-    keys = [e.key for e in stage.entries]
-    after = next(i for i, key in enumerate(keys) if key != i)
-    return [after, keys[after]]
-
-
 def _trouble(trouble: Trouble | None, state: ViewState) -> str | None:
     # A run's trouble says again, more vaguely, what its stages say; once is enough.
     return None if any(s.trouble for s in state.stages.values()) else _message(trouble)
@@ -165,100 +213,29 @@ def _message(trouble: Trouble | None) -> str | None:
     return trouble.message if trouble else None
 
 
+STEADY = (("answer", "output"), ("doings", "doings"), ("vitals", "vitals"))
+"""Parts of a stage that are large and change seldom, and what of its state they show."""
+
+
 def patch(old: ViewState, new: ViewState, now: float) -> dict[str, Any]:
     """What turns a view of `old` into one of `new`: stage heads, changed entries, appended text.
 
     Entries are compared by identity: the fold leaves untouched ones as they are.
     """
-    whole = present(new, now)
     stages = []
     for name, stage in new.stages.items():
         before = old.stages.get(name)
         if before is stage:
             continue
         known = {e.key: e for e in before.entries} if before else {}
-        changed = [_entry_patch(known.get(e.key), e) for e in stage.entries if known.get(e.key) is not e]
+        changed = [
+            entry_patch(known.get(e.key), e, command=stage.command)
+            for e in stage.entries
+            if known.get(e.key) is not e
+        ]
         head = _head(stage, now)
-        if before is not None and before.output is stage.output:
-            del head["answer"]  # up to 16 kB that would travel with every sample
-        if before is not None and before.doings is stage.doings:
-            del head["doings"]
-        stages.append({**head, "entries": changed, "gap": _gap(stage)})
-    return {**whole, "stages": stages}
-
-
-def _entry_patch(old: Entry | None, new: Entry) -> dict[str, Any]:
-    if old is not None and new.kind == "text" and not new.text.dropped:
-        return {"key": new.key, "kind": "text", "append": new.text.text[len(old.text) :]}
-    return _entry(new)
-
-
-_FENCE = re.compile(r"^\s*(```|~~~)")
-_ROW = re.compile(r"^\s*\|.*\|\s*$")
-_RULE = re.compile(r"^\s*\|[\s:|-]+\|\s*$")
-_SPAN = re.compile(r"\*\*([^*\n]{1,400})\*\*|`([^`\n]{1,400})`")
-_NUMBER = re.compile(r"[-+\u2212$€]?[\d.,]+ ?[%\w]{0,3}")
-MAX_COLUMNS = 24
-
-
-def blocks(text: str) -> list[dict[str, Any]]:
-    """`text` cut into ``prose``, ``code`` (fenced blocks) and ``table`` (pipe tables), in order.
-
-    In prose, ``**bold**`` and code spans become ``spans`` of ``[kind, text]``; no other Markdown is read. A table
-    has ``rows`` of cells, the first one its header, and ``align``, one per
-    column; the others have ``text``.
-    """
-    found: list[tuple[str, list[str]]] = []
-    fenced = False
-    for line in text.strip("\n").split("\n"):
-        if _FENCE.match(line):
-            fenced = not fenced
-            found.append(("code" if fenced else "prose", []))
-            continue
-        kind = "code" if fenced else "table" if _ROW.match(line) else "prose"
-        if not found or found[-1][0] != kind:
-            found.append((kind, []))
-        found[-1][1].append(line)
-    return [_block(kind, lines) for kind, lines in found if any(line.strip() for line in lines)]
-
-
-def _block(kind: str, lines: list[str]) -> dict[str, Any]:
-    if kind == "table":
-        if len(lines) > 2 and _RULE.match(lines[1]):
-            rows = [_cells(line) for line in (lines[0], *lines[2:])]
-            return {"kind": "table", "rows": rows, "align": _align(_cells(lines[1]), rows)}
-        kind = "code"  # pipes, but not a table
-    text = "\n".join(lines).strip("\n")
-    return {"kind": "prose", "spans": _spans(text)} if kind == "prose" else {"kind": kind, "text": text}
-
-
-def _spans(text: str) -> list[list[str]]:
-    spans: list[list[str]] = []
-    end = 0
-    for match in _SPAN.finditer(text):
-        spans += [["text", text[end : match.start()]], ["bold", match[1]] if match[1] else ["code", match[2]]]
-        end = match.end()
-    return [[kind, part] for kind, part in (*spans, ["text", text[end:]]) if part]
-
-
-def _align(rule: list[str], rows: list[list[str]]) -> list[str]:
-    """``left`` or ``right`` per column: as the rule says, else right where all body cells are numbers."""
-    aligned = []
-    for i in range(max(len(row) for row in rows)):
-        marked = i < len(rule) and rule[i].endswith(":")
-        cells = [row[i] for row in rows[1:] if i < len(row) and row[i]]
-        aligned.append("right" if marked or (cells and all(map(_NUMBER.fullmatch, cells))) else "left")
-    return aligned
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip()[1:-1].split("|")][:MAX_COLUMNS]
-
-
-def spark(values: tuple[float, ...]) -> str:
-    """Points of an SVG polyline, newest at the right; values from 0 to 1. Empty below two samples."""
-    if len(values) < 2:
-        return ""
-    step = SPARK_WIDTH / (len(values) - 1)
-    top, span = 1.0, SPARK_HEIGHT - 2.0
-    return " ".join(f"{i * step:.1f},{top + span * (1 - v):.1f}" for i, v in enumerate(values))
+        for part, shows in STEADY:
+            if before is not None and getattr(before, shows) is getattr(stage, shows):
+                del head[part]  # up to 16 kB that would travel with every event
+        stages.append({**head, "entries": changed, "gap": gap(stage.transcript)})
+    return {**_run(new, now), "stages": stages}

@@ -12,9 +12,10 @@ is clean (`text.clean`), none of it is escaped.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
+from voidbox_lab.spec.budget import Budget
 from voidbox_lab.spec.events import (
     AgentLog,
     AgentText,
@@ -33,42 +34,29 @@ from voidbox_lab.spec.events import (
     ToolCall,
     ToolResult,
 )
-from voidbox_lab.spec.run import AT_REST, TERMINAL, BoxFacts, CachedFrom, RunRecord, StageRecord, Tokens, Trouble
+from voidbox_lab.spec.run import (
+    AT_REST,
+    TERMINAL,
+    BoxFacts,
+    CachedFrom,
+    RunRecord,
+    Stage,
+    StageRecord,
+    Tokens,
+    Trouble,
+)
 from voidbox_lab.widgets.doings import Doings, did, left, recorded
-from voidbox_lab.widgets.text import Clip, clean, one_line
-from voidbox_lab.widgets.tool_words import arguments, summary
+from voidbox_lab.widgets.frozen import replaced
+from voidbox_lab.widgets.text import Clip, one_line
+from voidbox_lab.widgets.transcript import MAX_ENTRIES, Entry, Transcript, said
+from voidbox_lab.widgets.vitals import Vitals, sampled
 
 MAX_STAGES = 256
 """Most that are shown; a run may have more, which `voidbox show` and `Run.to_frame` list."""
-MAX_ENTRIES = 40
-"""Transcript entries kept per stage; fewer when a run has many stages, so that a view stays small."""
+MAX_NOTICES = 8
 MIN_ENTRIES = 8
 ENTRY_BUDGET = 640
 """Transcript entries kept in all stages together, above the minimum of each."""
-MAX_SAMPLES = 60
-"""Telemetry samples kept per stage."""
-
-EntryKind = Literal["text", "tool", "log", "notice", "warning"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One item of a stage's transcript. `key` counts from 0 within the stage and is never reused."""
-
-    key: int
-    kind: EntryKind
-    text: Clip = field(default_factory=Clip)
-    """What the agent said or logged; a tool's result."""
-    block: int | None = None
-    tool_id: str = ""
-    name: str = ""
-    summary: str = ""
-    """A tool call's telling argument, on one line."""
-    arguments: str = ""
-    done: bool = True
-    is_error: bool = False
-    at: float = 0.0
-    duration_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +67,10 @@ class StageView:
     state: str = "queued"
     inner: bool = False
     """Other stages need it: its answer is a step on the way, not what the run says."""
+    needs: tuple[str, ...] = ()
+    command: bool = False
+    """What it says is a program's output, not an agent's Markdown."""
+    budget: Budget = Budget()  # noqa: RUF009 - frozen
     model: str | None = None
     model_source: str | None = None
     box: BoxFacts | None = None
@@ -95,18 +87,15 @@ class StageView:
     attempt: int = 0
     cached: CachedFrom | None = None
     output: Clip | None = None
-    entries: tuple[Entry, ...] = ()
-    next_key: int = 0
-    dropped: int = 0
-    """Entries left out between the first and the last ones."""
-    cpu: tuple[float, ...] = ()
-    """Busy share of all vCPUs, 0 to 1."""
-    memory: tuple[float, ...] = ()
-    """Used share of the guest's memory, 0 to 1."""
-    memory_used_kb: int = 0
-    memory_total_kb: int = 0
+    transcript: Transcript = field(default_factory=Transcript)
+    vitals: Vitals = field(default_factory=Vitals)
     doings: Doings = field(default_factory=Doings)
     """What it was denied, where it connected to, what it left."""
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Of its transcript, those that are kept."""
+        return self.transcript.entries
 
     @property
     def over(self) -> bool:
@@ -123,7 +112,10 @@ class ViewState:
     created_at: float = 0.0
     finished_at: float | None = None
     trouble: Trouble | None = None
+    budget: Budget = Budget()  # noqa: RUF009 - frozen
     stages: dict[str, StageView] = field(default_factory=dict)
+    more_stages: int = 0
+    """Stages that the run has beside these."""
     notices: tuple[str, ...] = ()
     last_seq: int = 0
 
@@ -151,18 +143,25 @@ class ViewState:
 def begin(record: RunRecord) -> ViewState:
     """The state before the first event: every stage of the run, queued."""
     needed = {name for s in record.spec.stages for name in s.needs}
+    shown = record.spec.stages[:MAX_STAGES]
     return ViewState(
         run=record.id,
         created_at=record.created_at,
-        stages={
-            s.box.name: StageView(
-                name=s.box.name,
-                inner=s.box.name in needed,
-                model=str(s.box.model) if s.box.model else None,
-                model_source=_declared_source(s.box.model),
-            )
-            for s in record.spec.stages[:MAX_STAGES]
-        },
+        budget=record.spec.budget,
+        stages={s.box.name: _queued_stage(s, inner=s.box.name in needed) for s in shown},
+        more_stages=len(record.spec.stages) - len(shown),
+    )
+
+
+def _queued_stage(stage: Stage, *, inner: bool) -> StageView:
+    return StageView(
+        name=stage.box.name,
+        inner=inner,
+        needs=stage.needs,
+        command=stage.box.command is not None,
+        budget=stage.box.budget,
+        model=str(stage.box.model) if stage.box.model else None,
+        model_source=_declared_source(stage.box.model),
     )
 
 
@@ -177,13 +176,13 @@ def settle(state: ViewState, record: RunRecord) -> ViewState:
     for name, kept in record.stages.items():
         if name in stages or len(stages) < MAX_STAGES:
             stages[name] = _settle_stage(stages.get(name, StageView(name=name)), kept)
-    return replace(
+    return replaced(
         state, state=record.state, finished_at=record.finished_at, trouble=_trouble(record.trouble), stages=stages
     )
 
 
 def _settle_stage(view: StageView, kept: StageRecord) -> StageView:
-    return replace(
+    return replaced(
         view,
         state=kept.state,
         box=kept.box or view.box,
@@ -207,21 +206,26 @@ def interrupted(state: ViewState, message: str, at: float) -> ViewState:
     """`state` as the view leaves it when nobody will tell it the end: everything unfinished is cancelled."""
     trouble = Trouble(kind="cancelled", message=message, cause="interrupted")
     stages = {
-        name: s if s.over else replace(s, state="cancelled", finished_at=at if s.started_at else None)
+        name: s if s.over else replaced(s, state="cancelled", finished_at=at if s.started_at else None)
         for name, s in state.stages.items()
     }
-    return replace(state, state="cancelled", finished_at=at, trouble=trouble, stages=stages)
+    return replaced(state, state="cancelled", finished_at=at, trouble=trouble, stages=stages)
+
+
+def noted(state: ViewState, message: str) -> ViewState:
+    """`state` with a notice about the run."""
+    return replaced(state, notices=(*state.notices, one_line(message, 400))[-MAX_NOTICES:])
 
 
 def fold(state: ViewState, event: Event) -> ViewState:
     """`state` after `event`. Events seen before, by their number, change nothing: a resumed stream is safe."""
     if event.seq <= state.last_seq:
         return state
-    state = replace(state, last_seq=event.seq)
+    state = replaced(state, last_seq=event.seq)
     body = event.body
     if isinstance(body, RunChanged):
         over = body.state in AT_REST
-        return replace(
+        return replaced(
             state,
             state=body.state,
             trouble=_trouble(body.trouble),
@@ -229,21 +233,21 @@ def fold(state: ViewState, event: Event) -> ViewState:
         )
     if event.stage is None:
         if isinstance(body, Notice):
-            return replace(state, notices=(*state.notices, one_line(body.message, 400))[-8:])
+            return noted(state, body.message)
         return state
-    name = one_line(event.stage, 64)
+    name = event.stage if event.stage in state.stages else one_line(event.stage, 64)
     stage = state.stages.get(name)
     if stage is None:
         if len(state.stages) >= MAX_STAGES:
             return state
         stage = StageView(name=name)
-    cap = min(MAX_ENTRIES, max(MIN_ENTRIES, ENTRY_BUDGET // max(1, len(state.stages))))
-    changed = _trim(_fold_stage(stage, event), cap)
-    return replace(state, stages=state.stages | {name: changed})
-
-
-def _fold_stage(stage: StageView, event: Event) -> StageView:
-    return _FOLDS[type(event.body)](stage, event.body, event.at)
+    if isinstance(body, AgentText | ToolCall | ToolResult | AgentLog | Notice):
+        cap = min(MAX_ENTRIES, max(MIN_ENTRIES, ENTRY_BUDGET // max(1, len(state.stages))))
+        calls = stage.tool_calls + isinstance(body, ToolCall)
+        changed = replaced(stage, transcript=said(stage.transcript, body, event, cap), tool_calls=calls)
+    else:
+        changed = _FOLDS[type(body)](stage, body, event.at)
+    return replaced(state, stages=state.stages | {name: changed})
 
 
 def _stage_changed(stage: StageView, body: StageChanged, at: float) -> StageView:
@@ -251,7 +255,7 @@ def _stage_changed(stage: StageView, body: StageChanged, at: float) -> StageView
     started = stage.started_at
     if started is None and body.state not in {"queued", "skipped"}:
         started = at
-    return replace(
+    return replaced(
         stage,
         state=body.state,
         started_at=started,
@@ -266,126 +270,42 @@ def _stage_changed(stage: StageView, body: StageChanged, at: float) -> StageView
 
 
 def _box(stage: StageView, body: BoxBooted, _at: float) -> StageView:
-    return replace(stage, box=body.facts, memory_total_kb=body.facts.memory_mb * 1024)
+    return replaced(stage, box=body.facts)
 
 
 def _queued(stage: StageView, body: Queued, _at: float) -> StageView:
     place = "next" if body.ahead == 0 else f"{body.ahead} in front"
-    return replace(stage, queue=f"waits for room ({place}): {one_line(body.message, 200)}")
-
-
-def _text(stage: StageView, body: AgentText, at: float) -> StageView:
-    last = stage.entries[-1] if stage.entries else None
-    if last and last.kind == "text" and last.block == body.block:
-        return _put(stage, replace(last, text=last.text.add(clean(body.text))))
-    if not body.text:
-        return stage
-    return _append(stage, kind="text", text=Clip.of(body.text), block=body.block, at=at)
-
-
-def _tool_call(stage: StageView, body: ToolCall, at: float) -> StageView:
-    stage = replace(stage, tool_calls=stage.tool_calls + 1)
-    return _append(
-        stage,
-        kind="tool",
-        tool_id=body.id[:200],
-        name=one_line(body.name, 80),
-        summary=summary(body.input),
-        arguments=arguments(body.input),
-        done=False,
-        at=at,
-        text=Clip(2048, 1024),
-    )
-
-
-def _tool_result(stage: StageView, body: ToolResult, at: float) -> StageView:
-    for entry in reversed(stage.entries):
-        if entry.kind == "tool" and not entry.done and entry.tool_id == body.id[:200]:
-            text = entry.text.add(clean(body.content))
-            took = max(0.0, at - entry.at)
-            return _put(stage, replace(entry, text=text, done=True, is_error=body.is_error, duration_s=took))
-    return stage  # its call is among the entries left out
-
-
-def _log(stage: StageView, body: AgentLog, at: float) -> StageView:
-    last = stage.entries[-1] if stage.entries else None
-    line = clean(body.text).rstrip("\n") + "\n"
-    if last and last.kind == "log":
-        return _put(stage, replace(last, text=last.text.add(line)))
-    return _append(stage, kind="log", text=Clip.of(line, head=1024, tail=1024), at=at)
-
-
-def _notice(stage: StageView, body: Notice, at: float) -> StageView:
-    kind: EntryKind = "warning" if body.level == "warning" else "notice"
-    return _append(stage, kind=kind, text=Clip.of(body.message, head=600, tail=0), at=at)
+    return replaced(stage, queue=f"waits for room ({place}): {one_line(body.message, 200)}")
 
 
 def _model_call(stage: StageView, body: ModelCall, _at: float) -> StageView:
-    refused = body.status >= 400 and not body.tokens.total
-    known = stage.cost_usd is not None and (refused or body.cost_usd is not None)
-    return replace(
+    known = stage.cost_usd is not None and not body.is_unpriced
+    return replaced(
         stage,
         model_source=body.source,
         tokens=stage.tokens + body.tokens,
         # Sums are taken in order, so the same events give the same figure.
         cost_usd=(stage.cost_usd or 0.0) + (body.cost_usd or 0.0) if known else None,
-        turns=stage.turns + 1,
+        turns=stage.turns + int(body.is_answered),
     )
 
 
 def _did(stage: StageView, body: Denied | Egress | FileKept | Mounted, _at: float) -> StageView:
-    return replace(stage, doings=did(stage.doings, body))
+    return replaced(stage, doings=did(stage.doings, body))
 
 
 def _telemetry(stage: StageView, body: Telemetry, _at: float) -> StageView:
-    total = max(1, body.memory_total_kb)
-    return replace(
-        stage,
-        cpu=(*stage.cpu, _share(body.cpu))[-MAX_SAMPLES:],
-        memory=(*stage.memory, _share(body.memory_used_kb / total))[-MAX_SAMPLES:],
-        memory_used_kb=max(0, body.memory_used_kb),
-        memory_total_kb=total,
-    )
+    return replaced(stage, vitals=sampled(stage.vitals, body))
 
 
 _FOLDS: dict[type, Callable[[StageView, Any, float], StageView]] = {
     StageChanged: _stage_changed,
     Queued: _queued,
     BoxBooted: _box,
-    AgentText: _text,
-    ToolCall: _tool_call,
-    ToolResult: _tool_result,
-    AgentLog: _log,
-    Notice: _notice,
     ModelCall: _model_call,
     Telemetry: _telemetry,
     **dict.fromkeys((Denied, Egress, FileKept, Mounted), _did),
 }
-
-
-def _share(value: float) -> float:
-    # NaN compares false with everything and ends as 0.
-    return round(min(1.0, value), 3) if value > 0 else 0.0
-
-
-def _append(stage: StageView, **fields: Any) -> StageView:
-    entry = Entry(key=stage.next_key, **fields)
-    return replace(stage, entries=(*stage.entries, entry), next_key=stage.next_key + 1)
-
-
-def _put(stage: StageView, entry: Entry) -> StageView:
-    return replace(stage, entries=tuple(entry if e.key == entry.key else e for e in stage.entries))
-
-
-def _trim(stage: StageView, cap: int) -> StageView:
-    """At most `cap` entries: the first quarter and the last three quarters."""
-    over = len(stage.entries) - cap
-    if over <= 0:
-        return stage
-    head = cap // 4
-    return replace(
-        stage, entries=stage.entries[:head] + stage.entries[head + over :], dropped=stage.dropped + over
-    )
 
 
 def _trouble(trouble: Trouble | None) -> Trouble | None:
