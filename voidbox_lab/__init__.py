@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Retry,
         Rlimits,
     )
+    from voidbox_lab.widgets.dashboards import dashboard
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ _HOME = {
     "Skill": "voidbox_lab.api",
     "VoidBox": "voidbox_lab.api",
     "fan_out": "voidbox_lab.api",
+    "dashboard": "voidbox_lab.widgets.dashboards",
     "AgentSkill": "voidbox_lab.spec",
     "Budget": "voidbox_lab.spec",
     "Caps": "voidbox_lab.spec",
@@ -97,6 +99,7 @@ __all__ = [
     "VoidBox",
     "VoidboxError",
     "__version__",
+    "dashboard",
     "fan_out",
     "load_ipython_extension",
     "unload_ipython_extension",

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from voidbox_lab import bench
-from voidbox_lab.bench import engine, million, mock, readers, suite
+from voidbox_lab.bench import engine, million, mock, readers, suite, view
 from voidbox_lab.bench.samples import Figure
 from voidbox_lab.bench.stand import Desk, desk
 from voidbox_lab.errors import BoxLost, ProviderError, UserError
@@ -86,6 +86,17 @@ async def test_million(place: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = sound(await million.looks(place, events=5000, few=500))
     assert len(figures) == 11
     assert figures["events_frame of 1,000, directory, memory"].floor is not None
+
+
+async def test_view(place: Desk) -> None:
+    """Messages no more often than ten times a second, and no larger after many lines; that is no time."""
+    figures = sound(await view.showing(place, lines=30_000, seconds=1.0))
+    assert len(figures) == 6
+    assert figures["fold of an event"].floor is not None
+    messages = next(f for name, f in figures.items() if name.startswith("messages to a browser"))
+    assert messages.met
+    for what in ("a message", "the whole view"):
+        assert figures[f"{what} after 6,000 lines"].ratio == pytest.approx(1, abs=0.1)
 
 
 async def test_a_filled_run_has_as_many_events_as_asked_for(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from voidbox_lab import errors
 from voidbox_lab.cli import notebook
 from voidbox_lab.cli.app import run
 from voidbox_lab.cli.output import EXIT, ago, dollars
+from voidbox_lab.observe.quantities import size
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec.api import ExecEvent, ExecExit, ExecOutput, ExecRequest, ExecWaiting
-from voidbox_lab.widgets.quantities import size
 
 
 @pytest.fixture(autouse=True)

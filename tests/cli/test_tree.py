@@ -22,6 +22,8 @@ HEAVY = (
     "fastapi",
     "nbformat",
     "pandas",
+    "panel",
+    "bokeh",
     "IPython",
 )
 """What no subcommand needs before it is called."""

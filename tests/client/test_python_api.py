@@ -10,13 +10,16 @@ import anyio
 import pytest
 
 from tests.daemon.conftest import house, settings
+from tests.engine.doubles import says
 from voidbox_lab import CommandFailed, LimitExceeded, Run, Skill, UserError, VoidBox
 from voidbox_lab.api import named, persistently
 from voidbox_lab.client import AsyncClient
 from voidbox_lab.errors import ProviderError
 from voidbox_lab.observe.frames import STAGE_COLUMNS, events_frame, telemetry_frame
+from voidbox_lab.observe.span_frames import SPAN_COLUMNS
 from voidbox_lab.spec import Model, RunRecord, RunSpec, Tokens
 from voidbox_lab.spec.events import ModelCall
+from voidbox_lab.spec.tracing import trace_id
 
 __all__ = ["house", "settings"]
 
@@ -62,13 +65,13 @@ def test_inputs_by_name(tmp_path: Path) -> None:
     assert named(None) == {}
     assert named(str(a)) == {"a.csv": a}
     assert named({"x.csv": b"1", "y.csv": a}) == {"x.csv": b"1", "y.csv": a}
-    for wrong, says in (
+    for wrong, message in (
         (b"1", "file name"),
         ([a, b], "Two inputs"),
         (tmp_path, "directory"),
         ("no.csv", "no input"),
     ):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             named(wrong)  # type: ignore[arg-type]
 
 
@@ -204,6 +207,25 @@ async def test_frames(house: Any) -> None:
     assert samples.cpu.iloc[0] == 0.5
     assert str(samples.index.tz) == "UTC"
     assert run._events is None, "a frame needs no list of all events"
+
+
+@pytest.mark.anyio
+async def test_spans_of_a_run(house: Any) -> None:
+    """Made here of the run's events: as a frame, as a trace, with samples and with costs of tools."""
+    house.backend.scripts["one"] = [("out", b'{"tool": "ls"}\n'), ("sleep", 0.1), *says(result="x")]
+    run = await VoidBox("one", model=MODEL, prompt="p").arun(settings=house.settings)
+    spans, trace, samples, costs = await anyio.to_thread.run_sync(
+        lambda: (run.spans(contents=True), run.trace(), run.telemetry(), run.tool_costs())
+    )
+    assert list(spans.columns) == list(SPAN_COLUMNS)
+    assert spans.trace_id.unique().tolist() == [trace_id(run.id)]
+    worker = spans[spans.name == "invoke_agent one"].iloc[0]
+    assert "p" in worker.attributes["gen_ai.input.messages"]
+    assert (trace.run, len(trace.spans)) == (run.id, len(spans))
+    assert "execute_tool bash" in trace._repr_html_()
+    assert samples.span.iloc[0] in {"invoke_agent one", "execute_tool bash"}
+    assert costs.tool.tolist() == ["bash"]
+    assert run._events is None
 
 
 @pytest.mark.anyio

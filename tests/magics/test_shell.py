@@ -14,6 +14,7 @@ from voidbox_lab import Skill, load_ipython_extension, unload_ipython_extension
 from voidbox_lab.errors import Cancelled, LimitExceeded, UserError
 from voidbox_lab.magics import registry
 from voidbox_lab.magics.pipeline import build
+from voidbox_lab.magics.transform import help_on_subcommands
 from voidbox_lab.spec import digest_bytes
 
 SKILL = "%%voidbox skill price-history --description 'How to read the table'\n# Prices\nOne row per month."
@@ -373,6 +374,26 @@ def test_help_is_printed_not_raised(shell: Any, capsys: Any) -> None:
     assert "--input FILE" in capsys.readouterr().out
     cell(shell, "%voidbox")
     assert "%%voidbox stage" in capsys.readouterr().out
+    for source, says in (("%voidbox run?", "--input FILE"), ("%%voidbox stage?", "--on-failure DOMAIN")):
+        cell(shell, source)
+        assert says in capsys.readouterr().out
+    cell(shell, "%%voidbox?")
+    text = capsys.readouterr().out
+    for said in ("%%voidbox stage analyst", "%voidbox retry", "data | [quant, sentiment]:text | strategist"):
+        assert said in text
+
+
+def test_a_run_is_tried_again(shell: Any, replayed: ModuleType) -> None:
+    """As a new run of the same spec, which the caller gets; one that goes on is not."""
+    declared(shell)
+    first = cell(shell, "%voidbox run analyst --quiet")
+    again = cell(shell, "%voidbox retry replay-1 --quiet")
+    assert again.id == "replay-2"
+    assert again.spec == first.spec
+    assert cell(shell, "%voidbox retry replay-1 --quiet --fresh").spec.fresh
+    replayed.RUNS["replay-1"].record = replayed.RUNS["replay-1"].record.model_copy(update={"state": "paused"})
+    with pytest.raises(UserError, match="has not ended, it is paused"):
+        cell(shell, "%voidbox retry replay-1")
 
 
 def completions(shell: Any, line: str) -> list[str]:
@@ -400,6 +421,9 @@ def completions(shell: Any, line: str) -> list[str]:
         ("%%voidbox stage x --agent cod", "codex"),
         ("%voidbox skill x --mc", "--mcp"),
         ("%voidbox skill x --cli py", "pypi:"),
+        ("%voidbox run analyst --budget us", "usd="),
+        ("%%voidbox stage x --on-failure con", "continue"),
+        ("%voidbox ret", "retry"),
     ],
 )
 def test_completions(shell: Any, line: str, offered: str) -> None:
@@ -418,6 +442,7 @@ def test_loading_twice_is_once_and_unloading_leaves_nothing(shell: Any) -> None:
     unload_ipython_extension(shell)
     unload_ipython_extension(shell)
     assert not [t for t in shell.input_transformers_post if type(t).__name__ == "AwaitMagic"]
+    assert help_on_subcommands not in shell.input_transformers_cleanup
     assert "voidbox" not in shell.magics_manager.magics["line"]
     assert "voidbox" not in shell.magics_manager.magics["cell"]
     assert not shell.Completer.custom_matchers

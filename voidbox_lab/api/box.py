@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voidbox_lab import spec
+from voidbox_lab.api.cards import box_card
 from voidbox_lab.api.compose import BudgetLike, Composable, Graph, Pipeline, budget_of
 from voidbox_lab.api.inputs import Inputs, absolute_mount, contents
+from voidbox_lab.cards import Card
 from voidbox_lab.errors import UserError
 from voidbox_lab.spec import Capability, Model, Policy, Retry, Skill, VoidBoxSpec, parse_failure, validated
 from voidbox_lab.spec.hostmount import HostMount
@@ -110,6 +112,9 @@ class VoidBox(Composable):
         files = [item_file(d) for d in data]
         blobs = {f.digest: d for f, d in zip(files, data, strict=True)}
         return Pipeline(Graph(expand(self.spec, files, concurrency, self._inputs), {**self._blobs, **blobs}))
+
+    def _card(self) -> Card:
+        return box_card(self.spec, self._inputs)
 
     def __repr__(self) -> str:
         skills = ", ".join(s.name for s in self.spec.skills) or "none"

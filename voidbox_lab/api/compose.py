@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from voidbox_lab import spec
+from voidbox_lab.api.cards import pipeline_card
 from voidbox_lab.api.inputs import Inputs, named
 from voidbox_lab.api.run import Run
 from voidbox_lab.api.waiting import CANCEL_S, blocking, persistently, submitted
+from voidbox_lab.cards import Card, Shown
 from voidbox_lab.client import AsyncClient
 from voidbox_lab.errors import UserError, VoidboxError
 from voidbox_lab.settings import Settings
@@ -35,7 +37,7 @@ class Graph:
     blobs: Mapping[str, bytes] = field(default_factory=dict)
 
 
-class Composable:
+class Composable(Shown):
     """Base of `VoidBox` and `Pipeline`."""
 
     def graph(self) -> Graph:
@@ -175,6 +177,9 @@ class Pipeline(Composable):
 
     def __len__(self) -> int:
         return len(self.stages)
+
+    def _card(self) -> Card:
+        return pipeline_card(self._graph.pipeline)
 
     def __repr__(self) -> str:
         names = [s.box.name + (f"({', '.join(s.needs[:4])}{', …' if len(s.needs) > 4 else ''})" if s.needs else "")

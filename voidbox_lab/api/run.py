@@ -7,7 +7,9 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from voidbox_lab.api.cards import run_card
 from voidbox_lab.api.files import OutputFile
+from voidbox_lab.cards import Card, Shown
 from voidbox_lab.client import Client
 from voidbox_lab.errors import Cancelled, UserError, from_dict
 from voidbox_lab.settings import Settings
@@ -17,8 +19,11 @@ from voidbox_lab.spec.events import Event
 if TYPE_CHECKING:
     import pandas as pd
 
+    from voidbox_lab.observe.span import Span
+    from voidbox_lab.observe.trace import Trace
 
-class Run:
+
+class Run(Shown):
     """A run: its record as last seen, and a way to its events. Made by `run` of a box or a pipeline, and by
     ``%voidbox run``."""
 
@@ -191,6 +196,41 @@ class Run:
 
         return telemetry_frame(self.iter_events())
 
+    def trace(self) -> Trace:
+        """Its spans, from the whole run to single model and tool calls, as an object that shows itself as a
+        waterfall. They are made of the events, here: no collector is needed, and one has the same ids."""
+        from voidbox_lab.observe.trace import Trace
+
+        return Trace(self.id, self._spans())
+
+    def spans(self, *, contents: bool = False) -> pd.DataFrame:
+        """One row for each span; see `voidbox_lab.observe.span_frames.spans_frame`.
+
+        Args:
+            contents: prompts, answers, arguments and results of tools among the attributes too.
+        """
+        from voidbox_lab.observe.span_frames import spans_frame
+
+        return spans_frame(self._spans(contents=contents))
+
+    def telemetry(self) -> pd.DataFrame:
+        """`telemetry_frame`, with the span that each sample was taken in."""
+        from voidbox_lab.observe.span_frames import samples_frame
+
+        return samples_frame(self._spans(), self.iter_events())
+
+    def tool_costs(self) -> pd.DataFrame:
+        """One row for each tool call, with what the model calls cost that asked for it and that read its result;
+        see `voidbox_lab.observe.span_frames.tool_costs_frame` for how that is shared out."""
+        from voidbox_lab.observe.span_frames import tool_costs_frame
+
+        return tool_costs_frame(self._spans())
+
+    def _spans(self, *, contents: bool = False) -> list[Span]:
+        from voidbox_lab.observe.spans import spans_of
+
+        return spans_of(self._record, self.iter_events(), contents=contents)
+
     def egress_frame(self) -> pd.DataFrame:
         """One row for each connection that left a box or was to; see `voidbox_lab.observe.frames.egress_frame`."""
         from voidbox_lab.observe.frames import egress_frame
@@ -202,6 +242,9 @@ class Run:
         from voidbox_lab.observe.frames import denials_frame
 
         return denials_frame(self.iter_events())
+
+    def _card(self) -> Card:
+        return run_card(self._record)
 
     def __repr__(self) -> str:
         stages = ", ".join(f"{s.name}: {s.state}" for s in self.stages.values())

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from voidbox_lab.errors import TroubleKind
 
-Unit = Literal["s", "MB", "% of a core", "events", "events/s"]
+Unit = Literal["s", "MB", "kB", "% of a core", "events", "events/s", "messages/s"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 from anyio.to_thread import run_sync
 
-from voidbox_lab.bench import engine, first_request, inside, million, readers, starts
+from voidbox_lab.bench import engine, first_request, inside, million, readers, starts, view
 from voidbox_lab.bench.samples import Failure, Figure, Report
 from voidbox_lab.bench.stand import Desk, Stand, desk, stand
 from voidbox_lab.errors import UserError, VoidboxError
@@ -34,6 +34,7 @@ BOXLESS: dict[str, AtDesk] = {
     "engine": engine.overhead,
     "readers": readers.following,
     "million": million.looks,
+    "view": view.showing,
 }
 """What needs no box and so no libvirt: it runs anywhere."""
 NAMES = (*MEASURES, *BOXLESS)

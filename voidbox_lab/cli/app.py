@@ -15,6 +15,7 @@ from voidbox_lab.cli import (
     control,
     cp,
     daemon,
+    dashboard,
     doctor,
     exec_,
     image,
@@ -89,6 +90,7 @@ app.command("resume")(control.resume)
 app.command("gc")(daemon.gc)
 app.command("bench")(bench.bench)
 app.command("worker")(worker.worker)
+app.command("dashboard")(dashboard.dashboard)
 app.add_typer(image.app, name="image")
 app.add_typer(template.app, name="template")
 app.add_typer(volume.app, name="volume")

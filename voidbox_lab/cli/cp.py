@@ -12,8 +12,8 @@ from voidbox_lab.cli import complete
 from voidbox_lab.cli.output import Json, out, print_json, visible
 from voidbox_lab.cli.which import connected, stage_of, whole_id
 from voidbox_lab.errors import UserError
+from voidbox_lab.observe.quantities import size
 from voidbox_lab.spec import InputFile
-from voidbox_lab.widgets.quantities import size
 
 MAX_NAMED = 8
 

@@ -12,8 +12,8 @@ import typer
 from voidbox_lab.cli import complete
 from voidbox_lab.cli.output import Json, ago, duration, err, out, print_json, working
 from voidbox_lab.errors import ProviderError, Unavailable, UserError
+from voidbox_lab.observe.quantities import size
 from voidbox_lab.settings import Settings
-from voidbox_lab.widgets.quantities import size
 
 if TYPE_CHECKING:
     from voidbox_lab import images

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from voidbox_lab.cli.output import ago, visible
+from voidbox_lab.observe.quantities import size
 from voidbox_lab.spec.events import (
     AgentLog,
     AgentText,
@@ -31,7 +32,6 @@ from voidbox_lab.spec.events import (
     ToolResult,
 )
 from voidbox_lab.spec.run import BoxFacts, Tokens, Trouble
-from voidbox_lab.widgets.quantities import size
 
 MAX_LINE = 4000
 """Longest line of text, in characters; a longer one goes on in the next."""

@@ -11,10 +11,11 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from voidbox_lab.widgets.display import Cancel
-from voidbox_lab.widgets.quantities import cost, seconds
+from voidbox_lab.observe.quantities import cost, seconds
+from voidbox_lab.widgets.display import Controls
 from voidbox_lab.widgets.text import one_line
-from voidbox_lab.widgets.view_state import Entry, StageView, ViewState
+from voidbox_lab.widgets.transcript import Entry
+from voidbox_lab.widgets.view_state import StageView, ViewState
 
 RENEWALS_PER_S = 4
 LINES_BESIDES = 4
@@ -54,7 +55,7 @@ class ProgressSurface:
         self._state = state
         self._live.stop()
 
-    async def pump(self, cancel: Cancel) -> None:
+    async def pump(self, controls: Controls) -> None:
         """Nothing to pace: Ctrl-C cancels."""
         await anyio.sleep_forever()
 

@@ -13,9 +13,9 @@ from voidbox_lab.cli import complete
 from voidbox_lab.cli.output import Json, ago, dollars, duration, out, print_json
 from voidbox_lab.cli.which import RunRefs, connected, whole_ids
 from voidbox_lab.errors import UserError
+from voidbox_lab.observe.quantities import size
 from voidbox_lab.spec import TERMINAL, RunRecord, RunState
 from voidbox_lab.spec.api import PruneReport, PruneRequest
-from voidbox_lab.widgets.quantities import size
 
 app = typer.Typer(invoke_without_command=True, help="List runs, newest first; prune or remove them.")
 

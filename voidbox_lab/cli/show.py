@@ -18,8 +18,8 @@ from voidbox_lab.cli.output import Json, ago, dollars, err, out, print_json, vis
 from voidbox_lab.cli.which import RunRef, connected, stage_of, whole_id
 from voidbox_lab.client import Client
 from voidbox_lab.errors import UserError
+from voidbox_lab.observe.quantities import size
 from voidbox_lab.spec import TERMINAL, Budget, InputFile, RunRecord, StageRecord
-from voidbox_lab.widgets.quantities import size
 
 MAX_BLOCKS = 12
 """Stages told of one by one; more are a table."""

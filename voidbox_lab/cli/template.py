@@ -12,9 +12,9 @@ from voidbox_lab.cli import complete
 from voidbox_lab.cli.exec_ import Image
 from voidbox_lab.cli.output import Json, ago, out, print_json, working
 from voidbox_lab.errors import UserError
+from voidbox_lab.observe.quantities import size
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import Rootfs
-from voidbox_lab.widgets.quantities import size
 
 if TYPE_CHECKING:
     from voidbox_lab.machines import Template, TemplateStore

@@ -10,9 +10,9 @@ import typer
 
 from voidbox_lab.cli.output import EXIT, Json, err, out, print_json
 from voidbox_lab.errors import UserError
+from voidbox_lab.observe.quantities import size
 from voidbox_lab.spec import Stage, VoidBoxSpec, in_words
 from voidbox_lab.spec.files import SpecFile, SpecFileError, read
-from voidbox_lab.widgets.quantities import size
 from voidbox_lab.widgets.text import one_line
 
 MAX_SHOWN = 40

@@ -11,8 +11,8 @@ import typer
 from voidbox_lab.cli import complete
 from voidbox_lab.cli.output import Json, out, print_json
 from voidbox_lab.errors import UserError
+from voidbox_lab.observe.quantities import size
 from voidbox_lab.settings import Settings
-from voidbox_lab.widgets.quantities import size
 
 if TYPE_CHECKING:
     from voidbox_lab.machines import Volume, Volumes

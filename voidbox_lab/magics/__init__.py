@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from voidbox_lab.magics.commands import WAITING, VoidboxMagics
 from voidbox_lab.magics.complete import matcher
 from voidbox_lab.magics.registry import Registry
-from voidbox_lab.magics.transform import AwaitMagic
+from voidbox_lab.magics.transform import AwaitMagic, help_on_subcommands
 
 _MAGIC = "voidbox"
 
@@ -40,6 +40,7 @@ def load(ipython: Any) -> None:
     ipython.register_magics(magics)
     hooks = _Loaded(AwaitMagic(_MAGIC, WAITING), matcher(magics.registry, lambda: magics.started))
     ipython.input_transformers_post.append(hooks.transform)
+    ipython.input_transformers_cleanup.append(help_on_subcommands)
     if ipython.Completer is not None:
         ipython.Completer.custom_matchers.append(hooks.matcher)
     _loaded[ipython] = hooks
@@ -51,6 +52,7 @@ def unload(ipython: Any) -> None:
     if hooks is None:
         return
     ipython.input_transformers_post.remove(hooks.transform)
+    ipython.input_transformers_cleanup.remove(help_on_subcommands)
     if ipython.Completer is not None and hooks.matcher in ipython.Completer.custom_matchers:
         ipython.Completer.custom_matchers.remove(hooks.matcher)
     for kind in ("line", "cell"):

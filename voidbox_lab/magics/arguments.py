@@ -238,10 +238,31 @@ def runs_parser() -> Parser:
     return p
 
 
+def dashboard_parser() -> Parser:
+    """``%voidbox dashboard``."""
+    p = Parser("%voidbox dashboard", "Cost over time, runs side by side and telemetry, live, of all notebooks.")
+    p.add_argument("--theme", choices=("light", "dark"), help="instead of what the browser is set to")
+    p.add_argument("--height", type=_whole(200, 4000, "pixels"), default=860, metavar="N", help="default: 860")
+    return p
+
+
 def attach_parser() -> Parser:
     """``%voidbox attach``."""
     p = Parser("%voidbox attach", "Show a run here, from its first event on; returns it when it has ended.")
     p.add_argument("run", help=RUN)
+    p.add_argument("--quiet", action="store_true", help="show nothing, only return the run")
+    p.add_argument("--allow-failure", action="store_true", help="return a run that failed instead of raising")
+    return p
+
+
+def retry_parser() -> Parser:
+    """``%voidbox retry``."""
+    p = Parser(
+        "%voidbox retry",
+        "Run again what a run was, as a new run, and show it here; what had succeeded is taken from the cache.",
+    )
+    p.add_argument("run", help=RUN)
+    p.add_argument("--fresh", action="store_true", help="run every stage, although an earlier result may be known")
     p.add_argument("--quiet", action="store_true", help="show nothing, only return the run")
     p.add_argument("--allow-failure", action="store_true", help="return a run that failed instead of raising")
     return p
@@ -269,10 +290,12 @@ LINE: dict[str, Callable[[], Parser]] = {
     "skill": skill_parser,
     "run": run_parser,
     "attach": attach_parser,
+    "retry": retry_parser,
     "cancel": run_id_parser("cancel", "Cancel a run."),
     "pause": run_id_parser("pause", "Start nothing more of a run; what is at work goes on."),
     "resume": run_id_parser("resume", "Let a paused run go on, or one whose daemon died."),
     "runs": runs_parser,
+    "dashboard": dashboard_parser,
     "skills": list_parser("skills"),
     "stages": list_parser("stages"),
 }

@@ -26,13 +26,14 @@ from voidbox_lab.magics.pending import Pending
 from voidbox_lab.magics.registry import Registry, StageDeclaration, unknown
 from voidbox_lab.magics.sentence import shown_as_sentence
 from voidbox_lab.magics.skills import declared
-from voidbox_lab.spec import Model, Policy, RunRecord, VoidBoxSpec, in_words, validated
+from voidbox_lab.spec import TERMINAL, Model, Policy, RunRecord, VoidBoxSpec, in_words, validated
 from voidbox_lab.spec.flow import parse_flow, stage_names
+from voidbox_lab.widgets.dashboards import dashboard
 from voidbox_lab.widgets.display import Surface, choose, in_kernel
 from voidbox_lab.widgets.follow import follow
 
 T = TypeVar("T")
-WAITING = frozenset({"run", "attach", "cancel", "pause", "resume", "runs"})
+WAITING = frozenset({"run", "attach", "retry", "cancel", "pause", "resume", "runs"})
 """Subcommands that return a `Pending`."""
 
 
@@ -49,15 +50,35 @@ class VoidboxMagics(Magics):
     @no_var_expand  # a prompt may hold braces and dollar signs
     @line_cell_magic
     def voidbox(self, line: str, cell: str | None = None) -> Any:
-        """Run AI agents in micro-VMs.
+        """Run AI agents, each in a micro-VM of its own.
 
-        %%voidbox skill, %%voidbox stage        declare, in a cell
-        %voidbox skill                          declare a program, an MCP server, …
-        %voidbox run, attach, runs              act
-        %voidbox cancel, pause, resume
-        %voidbox skills, stages                 list what is declared
+        Declare, in cells::
 
-        Each has --help.
+            %%voidbox skill price-history --description "How to read the price table"
+            Markdown that tells the agent how to do something.
+
+            %%voidbox stage analyst --skill price-history --model scripted:quickstart
+            The prompt: what the agent is to do. Its files are in /workspace/input.
+
+            %voidbox skill jq --cli deb:jq      a program; --mcp, --agent, --oci, --remote, --file: other kinds
+
+        Run, and look on::
+
+            run = %voidbox run analyst --input stocks.csv
+            run = %voidbox run data | [quant, sentiment]:text | strategist --budget usd=0.50
+
+        ``a | b`` is in sequence, ``[a, b]`` side by side; the stop button cancels. `run.result`, `run.to_frame()`.
+
+        Runs, of this notebook or another; ID may be ``$run``::
+
+            %voidbox runs                       the latest ones
+            %voidbox attach ID                  show one here
+            %voidbox dashboard                  all of them: cost, comparison, telemetry
+            %voidbox pause|resume|cancel ID
+            %voidbox retry ID                   again; what had succeeded is taken from the cache
+
+        ``%voidbox skills`` and ``%voidbox stages`` list what is declared, ``%voidbox run --help`` the options of a
+        subcommand. Tab completes subcommands, options, names and models.
         """
         try:
             return self._dispatch(line, cell)
@@ -70,6 +91,8 @@ class VoidboxMagics(Magics):
         if not line.strip():
             self._overview()
             return None
+        if "--help" in line.split():  # a line may ask about what belongs into a cell
+            known = {**CELL, **LINE}
         name, rest = subcommand(magic, line, known)
         if name in WAITING:
             # Options are read inside the coroutine: an error must surface where it is awaited.
@@ -105,7 +128,7 @@ class VoidboxMagics(Magics):
     def _overview(self) -> None:
         for magic, known in (("%%voidbox", CELL), ("%voidbox", LINE)):
             for name, parser in known.items():
-                print(f"{magic} {name:8} {parser().description}")  # noqa: T201
+                print(f"{magic + ' ' + name:17} {parser().description}")  # noqa: T201
 
     # Declarations
 
@@ -173,6 +196,9 @@ class VoidboxMagics(Magics):
         ]
         return _frame(rows, ["stage", "model", "skills", "agent", "memory_mb", "vcpus", "timeout_s"])
 
+    def _dashboard(self, options: argparse.Namespace, _cell: None) -> Any:
+        return dashboard(options.theme, options.height)
+
     # What asks the daemon
 
     async def _run(self, options: argparse.Namespace) -> Any:
@@ -203,6 +229,21 @@ class VoidboxMagics(Magics):
             return await _shown_run(
                 client, await client.run(self._run_id(options.run)), surface, options, owner=False
             )
+
+    async def _retry(self, options: argparse.Namespace) -> Any:
+        surface = choose(quiet=options.quiet, shell=self.shell)
+        async with AsyncClient() as client:
+            before = await client.run(self._run_id(options.run))
+            if before.state not in TERMINAL:
+                raise UserError(
+                    f"The run {before.id} has not ended, it is {before.state}; '%voidbox attach {before.id}' "
+                    f"shows it, '%voidbox resume {before.id}' lets it go on."
+                )
+            record = await submitted(
+                client, before.spec.model_copy(update={"fresh": options.fresh or client.settings.fresh})
+            )
+            self.started.append(record.id)
+            return await _shown_run(client, record, surface, options, owner=True)
 
     async def _cancel(self, options: argparse.Namespace) -> None:
         async with AsyncClient() as client:

@@ -9,6 +9,7 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMa
 
 from voidbox_lab.magics.arguments import CELL, LINE
 from voidbox_lab.magics.registry import Registry
+from voidbox_lab.spec import Budget, OnFailure
 from voidbox_lab.spec.model import Provider
 
 SCRIPTED = ("quickstart",)
@@ -21,6 +22,8 @@ PACKAGES = ("deb:", "pypi:", "npm:")
 VALUES = {
     "--model": list(MODELS),
     "--agent": list(AGENTS),
+    "--budget": [f"{name}=" for name in Budget.model_fields],
+    "--on-failure": [*get_args(OnFailure), "retry("],
     "--cli": list(PACKAGES),
     "--package": list(PACKAGES),
 }
@@ -70,8 +73,7 @@ def candidates(line: str, registry: Registry, runs: Iterable[str]) -> list[str]:
         return list(registry.skills) if previous == "--skill" else VALUES.get(previous, [])
     free = {
         "run": list(registry.stages),
-        "attach": list(runs),
-        "cancel": list(runs),
         "skill": list(registry.skills),
+        **{name: list(runs) for name in ("attach", "retry", "cancel", "pause", "resume")},
     }
     return [*free.get(name, []), *options]

@@ -1,4 +1,5 @@
-"""Puts ``await`` in front of the magics that wait, after IPython's own transformations.
+"""What becomes of cells with our magics: ``await`` in front of those that wait, after IPython's own
+transformations; and help on subcommands, before them.
 
 A synchronous magic would block the kernel: no widget message would come through before the cell ends.
 IPython does not await what a magic returns, so the code that calls it must.
@@ -7,9 +8,18 @@ IPython does not await what a magic returns, so the code that calls it must.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Container, Iterator
 
 _CALLS = {"run_line_magic", "run_cell_magic"}
+_ASKED = re.compile(r"\s*%%?voidbox\s+([a-z]+)\s*\?{1,2}\s*")
+
+
+def help_on_subcommands(lines: list[str]) -> list[str]:
+    """``%voidbox run?`` as ``%voidbox run --help``: IPython would tell about its own ``%run``. For
+    ``shell.input_transformers_cleanup``."""
+    asked = [_ASKED.fullmatch(line) for line in lines]
+    return [f"%voidbox {m[1]} --help\n" if m else line for m, line in zip(asked, lines, strict=True)]
 
 
 class AwaitMagic:
