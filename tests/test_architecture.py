@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "voidbox_lab"
-COMMON = {"errors", "settings", "resources"}
+COMMON = {"errors", "settings", "resources", "cards"}
 """What every room may use."""
 
 MAY_USE: dict[str, set[str]] = {
@@ -16,6 +16,7 @@ MAY_USE: dict[str, set[str]] = {
     "settings": {"errors"},
     "resources": set(),
     "tarstream": set(),
+    "cards": set(),
     "spec": {"errors"},
     "wire": set(),
     "vsock": {"wire"},
@@ -31,6 +32,7 @@ MAY_USE: dict[str, set[str]] = {
     "daemon": {
         "cluster",
         "engine",
+        "observe",
         "store",
         "spec",
         "box",
@@ -46,9 +48,10 @@ MAY_USE: dict[str, set[str]] = {
     "api": {"client", "spec", "observe", "skills"},
     "widgets": {"client", "observe", "spec", "api"},
     "magics": {"client", "widgets", "spec", "api", "skills"},
+    "jupyter": {"client"},
     "bench": {
         *("spec", "wire", "vsock", "images", "machines", "box", "agents", "engine", "store"),
-        *("daemon", "client", "observe", "api"),
+        *("daemon", "client", "observe", "api", "widgets"),
     },
     "cli": {
         *("client", "spec", "api", "images", "widgets", "observe", "daemon", "machines", "box", "bench"),

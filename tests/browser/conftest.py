@@ -21,6 +21,11 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CONNECTED = (
+    "() => window.jupyterapp.shell.currentWidget?.context?.sessionContext?.session?.kernel?.connectionStatus"
+    " === 'connected'"
+)
+"""Whether the notebook in front has its kernel: the indicator says "idle" before."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,7 @@ def open_and_run() -> Callable[[Any, str], None]:
     def run(page: Any, url: str) -> None:
         page.goto(url)
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+        page.wait_for_function(CONNECTED, timeout=60_000)
         page.locator(".jp-Notebook .jp-Cell").first.click()
         begun = page.locator(".jp-InputPrompt").filter(has_text=re.compile(r"\[(\*|\d+)\]"))
         asks = page.locator("dialog.jp-Dialog .jp-mod-accept")

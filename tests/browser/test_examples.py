@@ -76,7 +76,7 @@ def test_the_parallel_pipeline(lab: Any, lab_env: Any, page: Any, open_and_run: 
     live.locator(".vbx-tool").first.wait_for(timeout=RUN_S)
     live.evaluate("view => view.scrollIntoView()")
     shots(page, "parallel-live")
-    live.get_by_text("drawdown-5", exact=True).wait_for(timeout=RUN_S)
+    live.locator(".vbx-stage").get_by_text("drawdown-5", exact=True).wait_for(timeout=RUN_S)
     shots(page, "parallel-map-live")
 
     page.locator(".vbx[data-vbx=succeeded]").nth(2).wait_for(timeout=RUN_S)

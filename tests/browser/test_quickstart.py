@@ -87,7 +87,7 @@ def test_cancel_ends_the_box(lab: Any, lab_env: Any, page: Any, open_and_run: An
     open_and_run(page, lab.write("cancel.ipynb", [sources[name] for name in wanted]))
     page.locator(".vbx .vbx-stage:not([data-vbx=queued])").wait_for(timeout=RUN_S)
     clicked = time.monotonic()
-    page.locator(".vbx button").click()
+    page.locator(".vbx button[name=cancel]").click()
     page.locator(".vbx[data-vbx=cancelled] .vbx-stage[data-vbx=cancelled]").wait_for(timeout=30_000)
     assert time.monotonic() - clicked < 15
     assert page.get_by_text("Traceback").count() == 0
@@ -97,3 +97,22 @@ def test_cancel_ends_the_box(lab: Any, lab_env: Any, page: Any, open_and_run: An
             assert time.monotonic() < deadline, f"still there 20 s after the cancel: {health}"
             time.sleep(0.2)
         assert client.runs(limit=1)[0].state == "cancelled"
+
+
+def test_a_run_is_shown_again_after_the_page_was_reloaded(
+    lab: Any, lab_env: Any, page: Any, open_and_run: Any
+) -> None:
+    """Begun in one notebook and left; another one shows it from its first event on, live, and to its end."""
+    loop = "for i in $(seq 40); do echo line $i; sleep 0.5; done"
+    begin = f"from voidbox_lab import VoidBox\nVoidBox('counter', command={loop!r}, memory_mb=256).submit().id"
+    open_and_run(page, lab.write("left.ipynb", [begin]))
+    page.locator(".jp-OutputArea-output", has_text="run-").wait_for(timeout=RUN_S)
+    page.reload()
+    with daemon(lab_env) as client:
+        run = client.runs(limit=1)[0].id
+    open_and_run(page, lab.write("again.ipynb", ["%load_ext voidbox_lab", f"run = %voidbox attach {run}", "run"]))
+    live = page.locator(".vbx[data-vbx=running] .vbx-log")
+    live.get_by_text("line 1\n").first.wait_for(timeout=RUN_S)
+    live.get_by_text("line 12\n").first.wait_for(timeout=RUN_S)
+    page.locator(".vbx[data-vbx=succeeded] .vbx-answer").get_by_text("line 40").wait_for(timeout=RUN_S)
+    page.locator(".vbx-card[data-vbx=succeeded]", has_text="counter").wait_for(timeout=60_000)

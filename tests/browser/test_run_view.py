@@ -40,7 +40,7 @@ def test_the_view_streams_while_the_cell_runs_and_stays_after_a_reload(
     frozen = page.locator(".vbx[data-vbx=succeeded] .vbx-answer")
     frozen.get_by_text("best risk-adjusted return").wait_for()
     page.get_by_text("succeeded", exact=True).last.wait_for()
-    assert page.locator(".vbx button").count() == 0, "the live view is still there"
+    assert page.locator(".vbx button[name=cancel]").count() == 0, "the live view is still there"
     shots(page, "frozen")
     page.keyboard.press("Control+s")
     deadline = time.monotonic() + 20
@@ -59,9 +59,9 @@ def test_the_cancel_button_works_while_the_cell_runs(lab: Any, page: Any, open_a
     open_and_run(page, lab.write("cancel.ipynb", cells))
     page.locator(".vbx").get_by_text("word40 ").first.wait_for()
     clicked = time.monotonic()
-    page.locator(".vbx button").click()
+    page.locator(".vbx button[name=cancel]").click()
     page.locator(".vbx[data-vbx=cancelled] .vbx-stage[data-vbx=cancelled]").wait_for()
-    page.locator(".vbx button").wait_for(state="detached")
+    page.locator(".vbx button[name=cancel]").wait_for(state="detached")
     assert time.monotonic() - clicked < 5
     error = page.locator(
         ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText"
@@ -130,3 +130,100 @@ def test_side_by_side_stages_in_the_dark_theme(lab: Any, page: Any, open_and_run
     shots(page, "dark-live")
     page.locator(".vbx[data-vbx=failed] .vbx-answer").wait_for()
     shots(page, "dark-frozen")
+
+
+def test_the_pipeline_is_walked_by_keyboard(lab: Any, page: Any, open_and_run: Any, shots: Any) -> None:
+    """Arrows go from stage to stage, the one with the focus is selected; changes of state are announced."""
+    cells = [SETUP, SKILL, stage("quickstart", "data"), stage("endless", "quant"), stage("slow", "sentiment")]
+    cells += [stage("quickstart", "strategist"), "run = %voidbox run data | [quant, sentiment] | strategist"]
+    open_and_run(page, lab.write("graph.ipynb", cells))
+    live = page.locator(".vbx[data-vbx=running]")
+    live.locator(".vbx-node[data-stage=data][data-vbx=succeeded]").wait_for()
+    live.locator(".vbx-node[data-stage=quant][data-vbx=running]").wait_for()
+    assert live.locator(".vbx-node").count() == 4
+    assert live.locator(".vbx-lines path").count() == 4
+    node = live.locator(".vbx-node[data-stage=data]")
+    node.focus()
+    assert node.inner_text().split() == ["✓", "data", "succeeded"]
+    for key, reached in (("ArrowRight", "quant"), ("ArrowDown", "sentiment"), ("ArrowRight", "strategist")):
+        page.keyboard.press(key)
+        live.locator(f".vbx-node[data-stage={reached}][aria-pressed=true]:focus").wait_for()
+        assert live.locator(".vbx-stage[data-selected]").get_attribute("aria-label") == f"Stage {reached}"
+    assert live.locator(".vbx-node[tabindex='0']").count() == 1
+    live.locator("[role=status][aria-live=polite]", has_text="running").wait_for(state="attached")
+    assert live.locator("[role=log][aria-live=off]").count() == 4
+    shots(page, "graph")
+    page.keyboard.press("Escape")
+    assert live.locator(".vbx-stage[data-selected]").count() == 0
+    assert page.locator(".jp-Notebook.jp-mod-editMode").count() == 0, "the notebook took a key"
+
+
+def test_pause_and_resume(lab: Any, page: Any, open_and_run: Any) -> None:
+    """The button becomes the other one when the run has obeyed; by keyboard, too, and Ctrl+S still saves."""
+    cells = [SETUP, SKILL, stage("endless"), "run = %voidbox run analyst"]
+    open_and_run(page, lab.write("pause.ipynb", cells))
+    page.locator(".vbx").get_by_text("word10 ").first.wait_for()
+    page.locator(".vbx button[name=pause]").click()
+    page.locator(".vbx[data-vbx=paused] button[name=resume]").click()
+    page.locator(".vbx[data-vbx=running] button[name=pause]").focus()
+    page.keyboard.press("Enter")
+    page.locator(".vbx[data-vbx=paused] button[name=resume]").focus()
+    page.keyboard.press("Control+s")
+    deadline = time.monotonic() + 20
+    while "vbx-stage" not in (lab.directory / "pause.ipynb").read_text():
+        assert time.monotonic() < deadline, "the notebook was not saved within 20 s"
+        time.sleep(0.2)
+
+
+def test_a_reloaded_page_shows_how_the_run_ended(lab: Any, page: Any, open_and_run: Any) -> None:
+    """Of a notebook that was saved meanwhile. Until the cell is over JupyterLab gets nothing from its kernel."""
+    url = lab.write("reload.ipynb", [SETUP, SKILL, stage("slow"), "run = %voidbox run analyst"])
+    open_and_run(page, url)
+    page.locator(".vbx[data-vbx=running]").get_by_text("I will look at").wait_for()
+    page.keyboard.press("Control+s")
+    deadline = time.monotonic() + 20
+    while "vbx-stage" not in (lab.directory / "reload.ipynb").read_text():
+        assert time.monotonic() < deadline, "the notebook was not saved within 20 s"
+        time.sleep(0.1)
+    page.goto(url)
+    ended = page.locator(".vbx[data-vbx=succeeded]")
+    ended.get_by_text("best risk-adjusted return").wait_for(timeout=60_000)
+    assert ended.locator("button[name]").count() == 0
+
+
+def test_more_of_a_long_stage_comes_from_the_store(lab: Any, page: Any, open_and_run: Any, shots: Any) -> None:
+    """Entries and characters that the view left out, a page at a time, while the run goes on."""
+    cells = [SETUP, SKILL, stage("long"), "run = %voidbox run analyst"]
+    open_and_run(page, lab.write("more.ipynb", cells))
+    log = page.locator(".vbx[data-vbx=running] .vbx-log")
+    log.get_by_text("step 199", exact=True).wait_for()
+    assert log.get_by_text("step 20", exact=True).count() == 0
+    log.locator("> .vbx-gap button").click()
+    log.get_by_text("step 20", exact=True).wait_for()
+    assert "not shown" in log.locator("> .vbx-gap").inner_text()
+    assert log.get_by_text("line 150 of a log", exact=True).count() == 0
+    log.locator(".vbx-stderr button").click()
+    log.locator(".vbx-stderr").get_by_text("line 150 of a log").wait_for()
+    shots(page, "more")
+
+
+@pytest.mark.timeout(400)
+def test_a_hundred_megabytes_of_a_hostile_agent(lab: Any, page: Any, open_and_run: Any, shots: Any) -> None:
+    """HTML, scripts and ANSI codes, as text and in a log: the page stays small, responsive and its own."""
+    cells = [SETUP, SKILL, stage("flood"), "run = %voidbox run analyst"]
+    open_and_run(page, lab.write("flood.ipynb", cells))
+    page.locator(".vbx[data-vbx=running] .vbx-log").wait_for()
+    slowest = 0.0
+    while not page.locator(".vbx[data-vbx=succeeded]").count():
+        asked = time.monotonic()
+        assert page.evaluate("document.querySelectorAll('.vbx *').length") < 3000
+        assert page.evaluate("document.querySelector('.vbx')?.textContent.length ?? 0") < 200_000
+        slowest = max(slowest, time.monotonic() - asked)
+        time.sleep(0.2)
+    assert slowest < 5
+    assert page.locator(".vbx script, .vbx img, .vbx iframe").count() == 0
+    assert "owned" not in page.title()
+    assert "\x1b" not in page.locator(".vbx").inner_text()
+    page.locator(".vbx-more > summary", has_text="transcript").first.click()
+    page.get_by_text("characters not shown").first.wait_for()
+    shots(page, "flood")
