@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,6 +62,31 @@ async def test_output_arrives_in_log_and_tail(console: Console, tmp_path: Path, 
     peer.close()
     await until(console.ended.is_set)
     assert ends == [None]
+
+
+SLOW_TO_END = """
+import socket, sys
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+peer.close()
+sys.stdin.read()
+"""
+
+
+async def test_a_closed_console_is_not_the_end_of_the_process(console: Console, tmp_path: Path) -> None:
+    """QEMU closes its consoles first; who waits for its exit sees it, although nobody has reaped it."""
+    command = [sys.executable, "-c", SLOW_TO_END, str(tmp_path / "console.sock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        await until(console.ended.is_set)
+        assert console.peer_alive
+        with anyio.move_on_after(0.05) as waiting:
+            await console.wait_exit()
+        assert waiting.cancelled_caught
+        process.kill()
+        with anyio.fail_after(5):
+            await console.wait_exit()
+        assert not console.peer_alive
+        assert process.returncode is None, "a zombie still"
 
 
 async def test_our_own_close_is_not_the_peers_end(console: Console, tmp_path: Path, ends: list[None]) -> None:

@@ -5,6 +5,7 @@ instead of filling the host's disk: the log file never exceeds `LOG_CAP` and mem
 this process dies the peer is gone and QEMU throws further output away.
 
 The socket's far end is also the surest sign of life of a QEMU: it closes when the process ends, however it ends.
+A moment before, in fact: who needs the process to be gone, and its files closed, asks for its exit.
 """
 
 from __future__ import annotations
@@ -52,6 +53,18 @@ class Console:
         self._awaited: dict[bytes, anyio.Event] = {}
         self.pid: int | None = None
         """The process that dialled: QEMU (SO_PEERCRED, unix(7))."""
+        self._process = -1
+        self._exited = anyio.Event()
+
+    @property
+    def peer_alive(self) -> bool:
+        """Whether the process that dialled is seen to be there still; as a zombie it is not."""
+        return self._process >= 0
+
+    async def wait_exit(self) -> None:
+        """Wait, without bound, while `peer_alive`."""
+        if self.peer_alive:
+            await self._exited.wait()
 
     def listen(self) -> None:
         """Open log and socket.
@@ -88,6 +101,7 @@ class Console:
         """Stop receiving and remove the socket; the log stays. Idempotent."""
         self._drop_listener()
         self._hang_up()
+        self._let_go()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -102,6 +116,10 @@ class Console:
         credentials = self._peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         self.pid = struct.unpack("3i", credentials)[0] or None
         self._drop_listener()
+        if self.pid is not None:
+            with suppress(OSError):  # it may be gone again; the socket tells
+                self._process = os.pidfd_open(self.pid)
+                self._loop.add_reader(self._process, self._let_go)
         self._loop.add_reader(self._peer, self._receive)
         self.connected.set()
 
@@ -137,6 +155,13 @@ class Console:
             self._listener.close()
             self._listener = None
             self._path.unlink(missing_ok=True)
+
+    def _let_go(self) -> None:
+        if self._process >= 0:
+            self._loop.remove_reader(self._process)
+            os.close(self._process)
+            self._process = -1
+            self._exited.set()
 
     def _hang_up(self) -> None:
         if self._peer is not None:

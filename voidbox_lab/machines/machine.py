@@ -165,17 +165,19 @@ class Machine:
                         (self._destroy_domain, DESTROY_TIMEOUT_S),
                         (self._kill, KILL_TIMEOUT_S),
                     ):
-                        if not self.running:
+                        if not self.running and not self._console.peer_alive:
                             break
                         with anyio.move_on_after(bound):
                             await way(bound)
                             await self._stopped.wait()
+                            await self._console.wait_exit()  # or its files are still open
                 finally:
+                    still_there = self.running or self._console.peer_alive
                     if not self.running:
                         await self.wait_gone()  # the last words, before the console closes
                     self._console.close()
                     self._forget(self)
-                if self.running:
+                if still_there:
                     raise ProviderError(
                         f"QEMU of {self.name} (pid {self.pid}) is still there "
                         f"{QUIT_TIMEOUT_S + DESTROY_TIMEOUT_S + KILL_TIMEOUT_S:g} s after its end was asked for; "
