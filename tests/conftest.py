@@ -1,5 +1,7 @@
 """What the whole suite shares: honest skips, a count of boxes that really booted, and a look for leaks.
 
+It runs in one process or in several beside each other (pytest-xdist); the first one counts and looks for all.
+
 A test marked `vm` or `browser` may skip only for a missing thing that it names. With `VOIDBOX_REQUIRE_VM=1` such
 a skip is a failure. A session of all tests that booted no box has failed in any case, and so has one that left
 something behind.
@@ -45,13 +47,33 @@ def pytest_configure(config: pytest.Config) -> None:
         "shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
     hypothesis.settings.load_profile("shared")
-    handle, name = tempfile.mkstemp(prefix="voidbox-boots-", suffix=".jsonl")
-    os.close(handle)
-    config.stash[_boot_log] = Path(name)
-    os.environ["VOIDBOX_BOOT_LOG"] = name
-    # Sockets of all homes that tests make lie here, so that none stays behind; short, for sockaddr_un.
-    config.stash[_runtime] = Path(tempfile.mkdtemp(prefix="vbt-", dir="/tmp"))
+    if _is_worker(config):
+        config.stash[_boot_log] = Path(os.environ["VOIDBOX_BOOT_LOG"])
+        config.stash[_runtime] = Path(os.environ["XDG_RUNTIME_DIR"], os.environ["PYTEST_XDIST_WORKER"])
+        config.stash[_runtime].mkdir(mode=0o700)
+    else:
+        handle, name = tempfile.mkstemp(prefix="voidbox-boots-", suffix=".jsonl")
+        os.close(handle)
+        config.stash[_boot_log] = Path(name)
+        os.environ["VOIDBOX_BOOT_LOG"] = name
+        # Sockets of all homes that tests make lie here, so that none stays behind; short, for sockaddr_un.
+        config.stash[_runtime] = Path(tempfile.mkdtemp(prefix="vbt-", dir="/tmp"))
     os.environ["XDG_RUNTIME_DIR"] = str(config.stash[_runtime])
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with boxes and browsers first: they take longest, and who shares the work ends together then."""
+    slow = {item.path for item in items if _waits_for_machines(item)}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def _waits_for_machines(item: pytest.Item) -> bool:
+    return bool(item.get_closest_marker("vm") or item.get_closest_marker("browser"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -75,8 +97,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Where boxes are required, a skipped VM or browser test has failed, except where the test says that the
     skip is about hardware: ``pytest.skip("…; see scripts/test-kvm")`` names the lane that runs it."""
     report = yield
-    marked = item.get_closest_marker("vm") or item.get_closest_marker("browser")
-    if REQUIRE_VM and report.skipped and marked and not hasattr(report, "wasxfail"):
+    if REQUIRE_VM and report.skipped and _waits_for_machines(item) and not hasattr(report, "wasxfail"):
         reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if "scripts/test-kvm" not in reason:
             report.outcome = "failed"
@@ -110,10 +131,16 @@ def _leaks(config: pytest.Config) -> list[str]:
         if ours or any(f"guest={name}," in text for name in domains):
             found.append(f"{pid}: {text[:120]}")
     cache = Settings.from_env().cache / "boxes"
-    shm = Settings.from_env({"XDG_RUNTIME_DIR": str(config.stash[_runtime])}).shm
-    places = [path for root in (config.stash[_runtime], shm) for path in root.glob("**/b/vb-*")]
+    roots = (config.stash[_runtime], *_shms(config))
+    places = [path for root in roots for path in root.glob("**/b/vb-*")]
     places += [cache / name for name in domains]
     return found + [f"directory {path}" for path in places if path.exists()]
+
+
+def _shms(config: pytest.Config) -> Iterator[Path]:
+    """Where boxes of this session keep memory: of this process and, below the first one's, of all others."""
+    for runtime in (config.stash[_runtime], *config.stash[_runtime].glob("gw*")):
+        yield Settings.from_env({"XDG_RUNTIME_DIR": str(runtime)}).shm
 
 
 def _whole(config: pytest.Config) -> bool:
@@ -122,11 +149,21 @@ def _whole(config: pytest.Config) -> bool:
     return config.args_source is config.ArgsSource.TESTPATHS and not (options.keyword or options.markexpr)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process that shared the work is done; all of them had selected the same tests."""
+    if (selected := getattr(node, "workeroutput", {}).get("vm_selected")) is not None:
+        node.config.stash[_vm_selected] = selected
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a session that left a box behind, or that should have booted one and did not."""
     config = session.config
-    if hasattr(config, "workerinput") or config.option.collectonly:
+    if _is_worker(config):
+        config.workeroutput["vm_selected"] = config.stash.get(_vm_selected, 0)  # type: ignore[attr-defined]
+        return
+    if config.option.collectonly:
         return
     end = time.monotonic() + LEAK_GRACE_S
     while (left := _leaks(config)) and time.monotonic() < end:
@@ -154,7 +191,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The count has been printed."""
+    if _is_worker(config):
+        return
     config.stash[_boot_log].unlink(missing_ok=True)
-    shm = Settings.from_env({"XDG_RUNTIME_DIR": str(config.stash[_runtime])}).shm
-    shutil.rmtree(shm, ignore_errors=True)
+    for shm in [*_shms(config)]:
+        shutil.rmtree(shm, ignore_errors=True)
     shutil.rmtree(config.stash[_runtime], ignore_errors=True)
