@@ -112,7 +112,7 @@ def test_signatures_come_off() -> None:
 @pytest.mark.parametrize(
     ("suffix", "pack"),
     [(".ko", bytes), (".ko.xz", lzma.compress), (".ko.gz", gzip.compress)],
-    ids=lambda v: str(v),
+    ids=["plain", "xz", "gzip"],
 )
 def test_packed_modules_are_read(tmp_path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
     """Debian 12 ships plain modules, 13 and others packed ones."""
