@@ -8,8 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,80 +18,30 @@ import pytest
 
 import voidbox_lab
 from tests.daemon.conftest import settings
-from tests.daemon.doubles import FakeBackend, fake_backend
 from tests.engine.doubles import says
 from tests.engine.lab import box, chain
 from tests.observe.collector import Collector, attributes, collecting
+from tests.observe.daemons import MODEL, backend, daemon, meter, ran
 from tests.observe.told import Told, conversation
-from voidbox_lab.daemon.core import Daemon
-from voidbox_lab.engine import Capacity
 from voidbox_lab.observe import export
+from voidbox_lab.observe.destinations import Destinations
 from voidbox_lab.observe.export import MAX_WAITING, exporting
-from voidbox_lab.observe.otlp import Otlp
 from voidbox_lab.observe.spans import spans_of
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import Model, RunRecord, RunSpec, Stage, Tokens
-from voidbox_lab.spec.events import Denied, ModelCall
+from voidbox_lab.spec import RunSpec, Stage
+from voidbox_lab.spec.events import Denied
 from voidbox_lab.spec.tracing import trace_id, work_span
 from voidbox_lab.store import Entry, SqliteStore
 
 __all__ = ["settings"]
 
-pytestmark = pytest.mark.anyio
-MODEL = Model.parse("openai:gpt-x@http://127.0.0.1:9/v1")
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of whoever runs the tests, and no waiting for batches."""
-    for name in list(os.environ):
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-    monkeypatch.setenv("OTEL_BLRP_SCHEDULE_DELAY", "50")
-    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "100")
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("at_once")]
 
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     with collecting() as found:
         yield found
-
-
-@asynccontextmanager
-async def daemon(settings: Settings, url: str | None) -> AsyncIterator[Daemon]:
-    """A daemon over doubles that exports to `url`."""
-    capacity = Capacity(memory_mb=4096, vcpus=8)
-    async with Daemon.open(replace(settings, otlp=url), fake_backend, capacity=capacity) as it:
-        yield it
-        it.stop()
-        with anyio.fail_after(20):
-            await it.wind_down()
-
-
-async def ran(it: Daemon, spec: RunSpec) -> RunRecord:
-    record = await it.submit(spec)
-    assert await it.runner.finished(record.id, 20)
-    return await it.store.get_run(record.id)
-
-
-def backend(it: Daemon) -> FakeBackend:
-    assert isinstance(it.backend, FakeBackend)
-    return it.backend
-
-
-async def meter(it: Daemon, stage: str) -> None:
-    """As the gateway does, while the stage's agent is at work."""
-    sessions = backend(it).sessions
-    with anyio.fail_after(10):
-        while not any(used.name == stage for used, *_ in backend(it).execs):
-            await anyio.sleep(0.01)
-    await anyio.sleep(0.1)
-    tokens = Tokens(input=10, output=5)
-    call = ModelCall(
-        request="req-1", model="gpt-x", source="live", status=200, tokens=tokens, cost_usd=0.01, duration_s=0.5
-    )
-    sessions.jobs[stage].metered(call)
 
 
 async def test_a_pipeline_reaches_the_collector(settings: Settings, collector: Collector) -> None:
@@ -217,7 +166,7 @@ async def test_variables_that_the_sdk_refuses_stop_no_daemon(
     async with daemon(settings, collector.url) as it:
         await ran(it, chain("one"))
     assert not collector.requests
-    assert "nothing is exported by OTLP" in caplog.text
+    assert "no spans, metrics or logs are exported" in caplog.text
 
 
 async def test_the_processs_own_providers_are_left_alone(settings: Settings, collector: Collector) -> None:
@@ -269,7 +218,7 @@ async def test_more_than_can_be_taken_is_dropped(tmp_path: Path, caplog: pytest.
     told.run(12.0, "succeeded")
     store = await stored(tmp_path, told)
     with collecting() as collector:
-        async with exporting(Otlp({"traces": f"{collector.url}/v1/traces"}), store) as exporter:
+        async with exporting(Destinations({"traces": f"{collector.url}/v1/traces"}), store) as exporter:
             exporter.recorded("run-1", told.events)
         assert {span.name for span in collector.spans} >= {"stage a", "chat claude-x", "invoke_workflow"}
     assert "events were not exported: too many came at once" in caplog.text
@@ -289,7 +238,7 @@ async def test_a_run_that_another_daemon_began(tmp_path: Path, monkeypatch: pyte
     told = conversation()
     store = await stored(tmp_path, told)
     with collecting() as collector:
-        async with exporting(Otlp({"traces": f"{collector.url}/v1/traces"}), store) as exporter:
+        async with exporting(Destinations({"traces": f"{collector.url}/v1/traces"}), store) as exporter:
             exporter.recorded("run-1", told.events[9:])
         whole = {span.span_id: span for span in spans_of(told.record, told.events)}
         got = {span.span_id.hex(): span for span in collector.spans}
@@ -307,7 +256,7 @@ async def test_late_news_and_unknown_runs(tmp_path: Path, caplog: pytest.LogCapt
     told.call(20.0)
     store = await stored(tmp_path, told)
     with collecting() as collector:
-        async with exporting(Otlp({"traces": f"{collector.url}/v1/traces"}), store) as exporter:
+        async with exporting(Destinations({"traces": f"{collector.url}/v1/traces"}), store) as exporter:
             exporter.recorded("run-1", told.events[:-1])
             await anyio.sleep(0.1)
             exporter.recorded("run-1", told.events[-1:])
@@ -352,7 +301,7 @@ def test_without_an_endpoint_nothing_is_imported(tmp_path: Path, endpoint: str) 
 
 
 def of(env: dict[str, str], **options: Any) -> dict[str, str] | None:
-    found = Otlp.of(replace(Settings.from_env({}), **options), env)
+    found = Destinations.of(replace(Settings.from_env({}), **options), env)
     return None if found is None else dict(found.endpoints)
 
 
@@ -369,3 +318,22 @@ def test_where_it_goes() -> None:
     assert of(base | {"OTEL_TRACES_EXPORTER": "console,otlp"}) == everywhere
     assert of(base | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}) is None
     assert of(base | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, otlp="http://b") is not None
+
+
+@pytest.mark.parametrize(
+    ("env", "found"),
+    [
+        ({}, None),
+        ({"OTEL_METRICS_EXPORTER": "otlp"}, None),
+        ({"OTEL_METRICS_EXPORTER": "prometheus"}, ("localhost", 9464)),
+        ({"OTEL_METRICS_EXPORTER": "otlp, prometheus", "OTEL_EXPORTER_PROMETHEUS_HOST": "::1"}, ("::1", 9464)),
+        ({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "9000"}, ("localhost", 9000)),
+        ({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "0"}, None),
+        ({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "http"}, None),
+        ({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_SDK_DISABLED": "true"}, None),
+    ],
+)
+def test_where_it_is_fetched(env: dict[str, str], found: tuple[str, int] | None) -> None:
+    """By OpenTelemetry's own variables, with their defaults."""
+    destinations = Destinations.of(Settings.from_env({}), env)
+    assert (destinations.scrape if destinations else None) == found

@@ -33,7 +33,7 @@ from voidbox_lab.engine import (
 )
 from voidbox_lab.errors import UserError, VoidboxError
 from voidbox_lab.machines import available_memory_mb
-from voidbox_lab.observe.otlp import Otlp
+from voidbox_lab.observe.destinations import Destinations
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import RunRecord, RunSpec, Trouble
 from voidbox_lab.spec.api import API_VERSION, Health, PruneReport, PruneRequest
@@ -89,13 +89,13 @@ class Daemon:
             artifacts = await Artifacts.open(settings.data / "artifacts")
             gauges = Gauges()
             recorded = [gauges.recorded]
-            if (otlp := Otlp.of(settings)) is not None:
+            if (to := Destinations.of(settings)) is not None:
                 from voidbox_lab.observe.export import exporting  # OpenTelemetry: for whoever has a collector
 
                 try:
-                    exporter = await stack.enter_async_context(exporting(otlp, store))
+                    exporter = await stack.enter_async_context(exporting(to, store))
                 except Exception as e:  # what the SDK makes of OTEL_* variables that may be for somebody else
-                    log.warning("nothing is exported by OTLP: %s: %s", type(e).__name__, e)
+                    log.warning("no spans, metrics or logs are exported: %s: %s", type(e).__name__, e)
                 else:
                     recorded.append(exporter.recorded)
             journal = Journal(store, recorded=recorded)

@@ -15,8 +15,8 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from voidbox_lab.errors import VoidboxError
+from voidbox_lab.observe.destinations import Destinations
 from voidbox_lab.observe.loglines import log_lines
-from voidbox_lab.observe.otlp import Otlp
 from voidbox_lab.observe.sink import Sink
 from voidbox_lab.observe.spans import SpanFold
 from voidbox_lab.spec.events import AgentText, Event, FileKept, Mounted, Queued
@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 class Exporter:
     """Takes events from the journal. Made by `exporting`."""
 
-    def __init__(self, otlp: Otlp, store: Store, sink: Sink) -> None:
-        self._contents, self._store, self._sink = otlp.contents, store, sink
+    def __init__(self, to: Destinations, store: Store, sink: Sink) -> None:
+        self._contents, self._store, self._sink = to.contents, store, sink
         self._waiting: deque[Event] = deque()
         self._news = anyio.Event()
         self._folds: dict[str, SpanFold] = {}
@@ -111,10 +111,10 @@ class Exporter:
 
 
 @asynccontextmanager
-async def exporting(otlp: Otlp, store: Store) -> AsyncIterator[Exporter]:
+async def exporting(to: Destinations, store: Store) -> AsyncIterator[Exporter]:
     """An exporter for the time of the context; at its end, what is left is sent, within a bound."""
-    sink = await anyio.to_thread.run_sync(Sink, otlp)  # imports for half a second
-    exporter = Exporter(otlp, store, sink)
+    sink = await anyio.to_thread.run_sync(Sink, to)  # imports for half a second
+    exporter = Exporter(to, store, sink)
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(exporter.serve)

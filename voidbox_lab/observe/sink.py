@@ -1,4 +1,4 @@
-"""Spans, metrics and logs into OpenTelemetry's SDK, and by OTLP/HTTP to a collector.
+"""Spans, metrics and logs into OpenTelemetry's SDK, by OTLP/HTTP to a collector, and metrics to who fetches them.
 
 All providers are private to the `Sink`: the process may have its own. The SDK's queues are bounded and drop the
 oldest; its threads do the sending.
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 import anyio
 from opentelemetry._logs import LogRecord, SeverityNumber
@@ -21,7 +22,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -38,10 +39,12 @@ from opentelemetry.trace import (
 )
 
 from voidbox_lab import __version__
+from voidbox_lab.observe.destinations import Destinations
 from voidbox_lab.observe.loglines import LogLine
 from voidbox_lab.observe.metrics import Metrics
-from voidbox_lab.observe.otlp import Otlp
 from voidbox_lab.observe.span import Span
+
+log = logging.getLogger(__name__)
 
 SCOPE = "voidbox_lab"
 FLUSH_S = 5.0
@@ -54,7 +57,7 @@ _SEVERITY = {"INFO": SeverityNumber.INFO, "WARN": SeverityNumber.WARN, "ERROR": 
 class Sink:
     """Where everything goes. One thread at a time may use it."""
 
-    def __init__(self, otlp: Otlp) -> None:
+    def __init__(self, to: Destinations) -> None:
         _quieten()
         resource = _resource()
         self._ids = _Given()
@@ -62,17 +65,31 @@ class Sink:
             resource=resource, sampler=ALWAYS_ON, id_generator=self._ids, shutdown_on_exit=False
         )
         self._loggers = LoggerProvider(resource, shutdown_on_exit=False)
-        readers = []
-        if url := otlp.endpoints.get("traces"):
+        self._scrapes: WSGIServer | None = None
+        readers: list[MetricReader] = []
+        if url := to.endpoints.get("traces"):
             self._tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
-        if url := otlp.endpoints.get("logs"):
+        if url := to.endpoints.get("logs"):
             self._loggers.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(endpoint=url)))
-        if url := otlp.endpoints.get("metrics"):
+        if url := to.endpoints.get("metrics"):
             readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=url)))
+        if to.scrape is not None:
+            readers.append(self._served(*to.scrape))
         self._meters = MeterProvider(readers, resource, shutdown_on_exit=False)
         self._tracer = self._tracers.get_tracer(SCOPE, __version__)
         self._logger = self._loggers.get_logger(SCOPE, __version__)
         self.metrics = Metrics(self._meters.get_meter(SCOPE, __version__))
+
+    def _served(self, host: str, port: int) -> MetricReader:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        registry = CollectorRegistry()  # their default one is everybody's
+        try:
+            self._scrapes, _ = start_http_server(port, host, registry)
+        except OSError as error:
+            log.warning("Prometheus cannot fetch metrics at %s port %d: %s", host, port, error)
+        return PrometheusMetricReader(scope_info_enabled=False, registry=registry)
 
     def span(self, span: Span) -> None:
         """Send a span that has ended."""
@@ -103,7 +120,9 @@ class Sink:
 
     async def aclose(self) -> None:
         """Send what is left within `FLUSH_S`, and stop."""
-        closings = (self._tracers.shutdown, self._meters.shutdown, self._loggers.shutdown)
+        closings = [self._tracers.shutdown, self._meters.shutdown, self._loggers.shutdown]
+        if self._scrapes is not None:
+            closings.append(self._scrapes.shutdown)
         # Of our own, since a process waits for the event loop's threads when it ends, and these may hang.
         threads = [threading.Thread(target=_quietly, args=(each,), daemon=True) for each in closings]
         for thread in threads:
@@ -111,6 +130,8 @@ class Sink:
         deadline = time.monotonic() + FLUSH_S
         for thread in threads:
             await anyio.to_thread.run_sync(thread.join, max(0.0, deadline - time.monotonic()))
+        if self._scrapes is not None:
+            self._scrapes.server_close()
 
 
 class _Given(IdGenerator):
@@ -147,7 +168,7 @@ def _quietly(close: Callable[[], Any]) -> None:
     try:
         close()
     except Exception:
-        logging.getLogger(__name__).warning("the last spans, metrics or logs were not sent", exc_info=True)
+        log.warning("the last spans, metrics or logs were not sent", exc_info=True)
 
 
 class _Seldom(logging.Filter):
