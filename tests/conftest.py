@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -48,6 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     hypothesis.settings.load_profile("shared")
     if _is_worker(config):
+        # Where a shell had this run in its background it is ignored, and then in all that tests start as well.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         config.stash[_boot_log] = Path(os.environ["VOIDBOX_BOOT_LOG"])
         config.stash[_runtime] = Path(os.environ["XDG_RUNTIME_DIR"], os.environ["PYTEST_XDIST_WORKER"])
         config.stash[_runtime].mkdir(mode=0o700)

@@ -21,7 +21,7 @@ import { type Action, Client, type RunGlance } from './client';
 import { voidboxIcon } from './icons';
 import { RUN_MIME, RunOutput } from './mime';
 import { isOver, Model } from './model';
-import { attach, createStarter } from './notebook';
+import { createStarter, inNotebook } from './notebook';
 import { type Deeds, RunsPanel } from './panel';
 import { RunTab } from './runtab';
 import { CostToday } from './status';
@@ -33,6 +33,7 @@ const command = {
   refresh: 'voidbox:refresh',
   open: 'voidbox:open-run',
   attach: 'voidbox:attach-run',
+  retry: 'voidbox:retry-run',
   cancel: 'voidbox:cancel-run',
   pause: 'voidbox:pause-run',
   resume: 'voidbox:resume-run',
@@ -69,6 +70,7 @@ const panel: JupyterFrontEndPlugin<void> = {
     const deeds: Deeds = {
       open: run => commands.execute(command.open, { run }),
       attach: run => commands.execute(command.attach, { run }),
+      retry: run => commands.execute(command.retry, { run }),
       act: (run, action) => commands.execute(command[action], { run })
     };
     const runsPanel = new RunsPanel(model, deeds);
@@ -117,7 +119,15 @@ const panel: JupyterFrontEndPlugin<void> = {
       caption: 'In a new cell of the notebook in front, live',
       execute: async args => {
         const run = await chosen(args.run, model, () => true, 'Show a run in the notebook');
-        await saying(async () => run && attach(app, notebooks, run));
+        await saying(async () => run && inNotebook(app, notebooks, 'attach', run));
+      }
+    });
+    commands.addCommand(command.retry, {
+      label: 'Retry Run in the Notebook…',
+      caption: 'As a new run, in a new cell of the notebook in front; what had succeeded comes from the cache',
+      execute: async args => {
+        const run = await chosen(args.run, model, ({ state }) => isOver(state), 'Retry a run in the notebook');
+        await saying(async () => run && inNotebook(app, notebooks, 'retry', run));
       }
     });
     const act = (action: Action, label: string, fits: (run: RunGlance) => boolean) =>

@@ -30,11 +30,16 @@ uname -sr; id; ls /sys/class/net; ls -la /workspace
   { cell_type: 'code', source: 'run.result' }
 ];
 
-/** Show a run, live or over, in a new cell below the current one of the notebook that is in front. */
-export async function attach(app: JupyterFrontEnd, tracker: INotebookTracker, run: string): Promise<void> {
+/** Show a run, or run it again, in a new cell below the current one of the notebook that is in front. */
+export async function inNotebook(
+  app: JupyterFrontEnd,
+  tracker: INotebookTracker,
+  verb: 'attach' | 'retry',
+  run: string
+): Promise<void> {
   const panel = tracker.currentWidget;
   if (!panel) {
-    throw new Trouble('No notebook is open; open one, then show the run in it.', 'no-notebook');
+    throw new Trouble('No notebook is open; open one, then have the run in it.', 'no-notebook');
   }
   const { content, context, sessionContext } = panel;
   app.shell.activateById(panel.id);
@@ -42,14 +47,14 @@ export async function attach(app: JupyterFrontEnd, tracker: INotebookTracker, ru
   const kernel = sessionContext.session?.kernel;
   if (!kernel) {
     throw new Trouble(
-      'The notebook in front has no kernel; choose one for it, then show the run in it.',
+      'The notebook in front has no kernel; choose one for it, then have the run in it.',
       'no-kernel'
     );
   }
   // Before the cell, for it decides how the cell is read; loading it twice is loading it once.
   await kernel.requestExecute({ code: LOAD, silent: true, store_history: false }).done;
   NotebookActions.insertBelow(content);
-  content.activeCell?.model.sharedModel.setSource(`%voidbox attach ${run}`);
+  content.activeCell?.model.sharedModel.setSource(`%voidbox ${verb} ${run}`);
   await NotebookActions.run(content, sessionContext);
 }
 

@@ -14,6 +14,7 @@ import * as words from './words';
 export interface Deeds {
   open(run: string): unknown;
   attach(run: string): unknown;
+  retry(run: string): unknown;
   act(run: string, action: Action): unknown;
 }
 
@@ -193,6 +194,13 @@ function Run(props: { run: RunGlance; boxes: BoxGlance[]; time: number; deeds: D
           label={`Show ${name} in the notebook`}
           onClick={() => deeds.attach(run.id)}
         />
+        {over && run.state !== 'succeeded' && (
+          <IconButton
+            icon={refreshIcon}
+            label={`Retry ${name} in the notebook`}
+            onClick={() => deeds.retry(run.id)}
+          />
+        )}
         {(run.state === 'running' || run.state === 'queued') && (
           <IconButton icon={pauseIcon} label={`Pause ${name}`} onClick={() => deeds.act(run.id, 'pause')} />
         )}

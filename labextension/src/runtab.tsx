@@ -1,6 +1,6 @@
 // One run in a tab of the main area: its stages, and the latest of what they do.
 
-import { ReactWidget, addBelowIcon, runIcon, stopIcon } from '@jupyterlab/ui-components';
+import { ReactWidget, addBelowIcon, refreshIcon, runIcon, stopIcon } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
 import { Signal } from '@lumino/signaling';
 import * as React from 'react';
@@ -112,6 +112,9 @@ function Run(props: {
         </span>
         <div className="vbl-buttons" role="group" aria-label="Actions">
           <IconButton icon={addBelowIcon} label="Show in the notebook" onClick={() => deeds.attach(id)} />
+          {!live && (
+            <IconButton icon={refreshIcon} label="Retry in the notebook" onClick={() => deeds.retry(id)} />
+          )}
           {(record.state === 'running' || record.state === 'queued') && (
             <IconButton icon={pauseIcon} label="Pause" onClick={() => deeds.act(id, 'pause')} />
           )}

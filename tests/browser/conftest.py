@@ -1,4 +1,4 @@
-"""JupyterLab on loopback and a headless browser; a missing browser is named, never passed over in silence."""
+"""JupyterLab or Notebook 7 on loopback, a headless browser; a missing one is named, never passed over silently."""
 
 from __future__ import annotations
 
@@ -29,9 +29,23 @@ CONNECTED = (
 
 
 @dataclass(frozen=True)
-class Lab:
-    """A running JupyterLab."""
+class Front:
+    """An application that shows notebooks: how it is started, and where its notebooks are."""
 
+    module: str
+    app: str
+    path: str
+
+
+JUPYTERLAB = Front("jupyterlab", "LabApp", "lab/tree")
+NOTEBOOK = Front("notebook", "JupyterNotebookApp", "notebooks")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running `Front`."""
+
+    front: Front
     url: str
     token: str
     directory: Path
@@ -51,7 +65,7 @@ class Lab:
 
     def page(self, name: str) -> str:
         """The address of a notebook."""
-        return f"{self.url}/lab/tree/{name}?reset&token={self.token}"
+        return f"{self.url}/{self.front.path}/{name}?reset&token={self.token}"
 
 
 def chromium() -> str:
@@ -71,14 +85,20 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
+def front() -> Front:
+    """What notebooks are shown in; modules override it."""
+    return JUPYTERLAB
+
+
+@pytest.fixture(scope="module")
 def lab_env() -> dict[str, str]:
     """More environment for JupyterLab and its kernels; modules override it."""
     return {}
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, lab_env: dict[str, str]) -> Iterator[Lab]:
-    """JupyterLab with directories of its own, ended with all its kernels."""
+def lab(tmp_path_factory: pytest.TempPathFactory, front: Front, lab_env: dict[str, str]) -> Iterator[Lab]:
+    """A `front` with directories of its own, ended with all its kernels."""
     base = tmp_path_factory.mktemp("lab")
     directory = base / "notebooks"
     directory.mkdir()
@@ -95,16 +115,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory, lab_env: dict[str, str]) -> It
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+        sys.executable, "-m", front.module, "--no-browser", "--ip=127.0.0.1", f"--port={port}",
         f"--ServerApp.root_dir={directory}", "--ServerApp.port_retries=0", "--allow-root",
-        "--LabApp.expose_app_in_browser=True",
+        f"--{front.app}.expose_app_in_browser=True",
     ]  # fmt: skip
     with (base / "lab.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=directory)
         try:
             url = f"http://127.0.0.1:{port}"
             await_server(url, token, process, base / "lab.log")
-            yield Lab(url, token, directory, env)
+            yield Lab(front, url, token, directory, env)
         finally:
             process.terminate()
             try:

@@ -172,6 +172,13 @@ def test_a_run_is_shown_in_the_notebook_in_front(
     assert f"%voidbox attach {run}" in page.locator(".jp-Cell").nth(1).inner_text()
     daemon.cancel(run)
     page.locator(".vbx[data-vbx=cancelled]").wait_for()
+    # And again, as a new run.
+    page.locator(".vbl-panel").get_by_role("button", name="Retry followed").click()
+    page.locator(".vbx[data-vbx=running]").get_by_text("begun").wait_for()
+    [again] = [each.id for each in daemon.runs() if each.id != run and each.state == "running"]
+    assert f"%voidbox retry {run}" in page.locator(".jp-Cell").nth(2).inner_text()
+    daemon.cancel(again)
+    page.locator(f".vbl-run[data-run={again}][data-state=cancelled]").wait_for()
 
 
 def test_without_a_daemon_the_panel_says_what_to_do(lab: Any, lab_env: Any, page: Any, shots: Any) -> None:

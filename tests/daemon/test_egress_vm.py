@@ -192,7 +192,7 @@ def get(what, url):
 def reach(what, host, port):
     try:
         with socket.create_connection((host, port), timeout=60) as sock:
-            said[what] = [sock.getpeername()[0], sock.recv(100).decode()]
+            said[what] = sock.recv(100).decode()
     except OSError as e:
         said[what] = type(e).__name__
 

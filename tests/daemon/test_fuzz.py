@@ -6,9 +6,10 @@ New routes are covered by being in the document.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,24 +65,35 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
                 time.sleep(0.02)
 
 
-@schema.parametrize()
-@hypothesis_settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-def test_the_document_is_kept(fuzzed: Any, case: Any) -> None:
-    if case.operation.label in fuzzed.tried and time.monotonic() - fuzzed.began > BOUND_S:
-        return
-    fuzzed.tried.add(case.operation.label)
-    check(fuzzed, case)
-    # Made-up names are unknown ones; the same on what there is.
-    if known := {name: value for name, value in fuzzed.known.items() if name in case.path_parameters}:
-        case.path_parameters |= known
+def one_operation(method: str, path: str) -> Callable[..., None]:
+    """A test of it: schemathesis' own would all be of one name, and pytest-xdist tells tests apart by theirs."""
+
+    @schema.include(method=method.upper(), path=path).parametrize()
+    @hypothesis_settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def test(fuzzed: Any, case: Any) -> None:
+        if case.operation.label in fuzzed.tried and time.monotonic() - fuzzed.began > BOUND_S:
+            return
+        fuzzed.tried.add(case.operation.label)
         check(fuzzed, case)
+        # Made-up names are unknown ones; the same on what there is.
+        if known := {name: value for name, value in fuzzed.known.items() if name in case.path_parameters}:
+            case.path_parameters |= known
+            check(fuzzed, case)
+
+    return test
+
+
+for path, found in app.document()["paths"].items():
+    for method in found:
+        name = re.sub(r"\W+", "_", f"{method}{path}").strip("_")
+        globals()[f"test_the_document_is_kept_by_{name}"] = one_operation(method, path)
 
 
 def test_every_operation_was_tried(fuzzed: Any) -> None:

@@ -19,14 +19,14 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_frame_is_the_cells_result(shell: Any) -> None:
     result = shell.run_cell("%voidbox dashboard")
     result.raise_error()
-    assert result.result.url == "/user/ada/voidbox/"
-    assert 'src="/user/ada/voidbox/"' in result.result._repr_html_()
+    assert result.result.url == "/user/ada/voidbox-dashboard/"
+    assert 'src="/user/ada/voidbox-dashboard/"' in result.result._repr_html_()
 
 
 def test_its_options(shell: Any) -> None:
     result = shell.run_cell("%voidbox dashboard --theme dark --height 400")
     result.raise_error()
-    assert 'src="/user/ada/voidbox/?theme=dark"' in result.result._repr_html_()
+    assert 'src="/user/ada/voidbox-dashboard/?theme=dark"' in result.result._repr_html_()
     assert 'height="400"' in result.result._repr_html_()
     with pytest.raises(UserError, match="theme"):
         shell.run_cell("%voidbox dashboard --theme pink").raise_error()

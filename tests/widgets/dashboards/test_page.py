@@ -182,7 +182,7 @@ async def test_readings_do_not_overlap() -> None:
     """The tick and the choice of another run may come at once; no sample is there twice."""
     runs = Known(6)
     made = page(runs)
-    made.tab.value = "Telemetry"
+    made.explorer.show(runs.snapshot.runs)
     async with anyio.create_task_group() as tasks:
         for _ in range(4):
             tasks.start_soon(made.explorer.refresh)
