@@ -21,6 +21,8 @@ from urllib.parse import urlencode
 
 import httpx
 
+from voidbox_lab.settings import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / ".playground"
 VOIDBOX = ROOT / ".venv/bin/voidbox"
@@ -150,8 +152,10 @@ def spans(url: str) -> list[Any]:
 
 def graphs() -> dict[str, str]:
     """`QUERIES`, as Prometheus' page takes them."""
-    shown = {f"g{n}.expr": query for n, query in enumerate(QUERIES)}
-    return shown | {f"g{n}.tab": "0" for n in range(len(QUERIES))}
+    shown: dict[str, str] = {}
+    for n, query in enumerate(QUERIES):
+        shown |= {f"g{n}.expr": query, f"g{n}.tab": "0", f"g{n}.range_input": "5m"}
+    return shown
 
 
 def main() -> int:
@@ -170,6 +174,7 @@ def main() -> int:
         metric_url, trace_url = f"http://127.0.0.1:{metric_port}", f"http://127.0.0.1:{trace_port}"
         env = {
             "VOIDBOX_HOME": str(place / "home"),
+            "VOIDBOX_CACHE": str(Settings.from_env().cache),  # images are there
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{trace_url}/v1/traces",
             "OTEL_METRICS_EXPORTER": "prometheus",
             "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1",
