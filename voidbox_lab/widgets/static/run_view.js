@@ -326,10 +326,11 @@ export default {
     root.append(bar, notes, trouble, graph.root, list, spoken);
     el.replaceChildren(root);
     // Keys are the view's here and not JupyterLab's, which looks for this attribute: Enter presses a button. With Ctrl
-    // and the like they stay JupyterLab's. It listens at the document, so the window comes before it.
+    // and the like they stay JupyterLab's. It listens at the document, so the window comes before it. It begins with
+    // what has the focus, and some keys of Notebook 7 are for that, whatever it is.
     window.addEventListener("keydown", (event) => {
       if (root.contains(event.target))
-        root.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey || event.altKey));
+        event.target.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey || event.altKey));
     }, { capture: true, signal });
 
     const whole = (next) => {
