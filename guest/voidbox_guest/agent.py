@@ -92,7 +92,7 @@ class Agent:
                 p.OP_REMOVE: files.remove,
                 p.OP_PACK: bundles.pack,
                 p.OP_UNPACK: bundles.unpack,
-                p.OP_TELEMETRY: Telemetry(self._loop, self._commands.look).operation,
+                p.OP_TELEMETRY: Telemetry(self._loop, self._commands.look, proxy.carried).operation,
                 p.OP_POLICY: policy.operation,
                 p.OP_IDENTITY: self._identity,
                 p.OP_PROXY: proxy.operation,

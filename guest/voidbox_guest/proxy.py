@@ -43,6 +43,8 @@ class Proxy:
     def __init__(self, loop: Loop, dial: Callable[[int], raw_socket]) -> None:
         self._loop, self._dial = loop, dial
         self._doors: dict[int, _Door] = {}
+        self.carried = [0, 0]
+        """Bytes from the host and to it, of all connections there were."""
 
     def operation(self, call: Call) -> dict[str, Any]:
         """Listen on `listen` (0: any) and carry every connection to the host's `port`; replaces what was there."""
@@ -70,7 +72,7 @@ class Proxy:
                 BUSY, f"127.0.0.1:{listen} cannot be listened on: {os.strerror(error.errno or 0)}"
             ) from None
         listen = listener.getsockname()[1]
-        self._doors[listen] = _Door(self._loop, listener, lambda: self._dial(port), meant)
+        self._doors[listen] = _Door(self._loop, listener, lambda: self._dial(port), self.carried, meant)
         return int(listen)
 
 
@@ -78,9 +80,14 @@ class _Door:
     """One listener and what came in by it: a crowd at one port does not keep anybody from another."""
 
     def __init__(
-        self, loop: Loop, listener: raw_socket, dial: Callable[[], raw_socket], meant: Meant | None
+        self,
+        loop: Loop,
+        listener: raw_socket,
+        dial: Callable[[], raw_socket],
+        carried: list[int],
+        meant: Meant | None,
     ) -> None:
-        self._loop, self._listener, self._dial, self._meant = loop, listener, dial, meant
+        self._loop, self._listener, self._dial, self._carried, self._meant = loop, listener, dial, carried, meant
         self._splices: set[_Splice] = set()
         loop.watch(listener.fileno(), READ, self._accept)
 
@@ -104,7 +111,7 @@ class _Door:
         except OSError:
             reset(inner)  # as from a gateway that is down
             return
-        self._splices.add(_Splice(self._loop, inner, outer, self._splices.discard, target))
+        self._splices.add(_Splice(self._loop, inner, outer, self._carried, self._splices.discard, target))
 
 
 def reset(sock: raw_socket) -> None:
@@ -141,10 +148,11 @@ class _Splice:
         loop: Loop,
         inner: raw_socket,
         outer: raw_socket,
+        carried: list[int],
         done: Callable[[_Splice], None],
         target: str = "",
     ) -> None:
-        self._loop, self._done = loop, done
+        self._loop, self._carried, self._done = loop, carried, done
         self._sockets = (inner, outer)
         self._fds = (inner.fileno(), outer.fileno())
         self._buffers: list[bytes | memoryview] = [b"", b""]
@@ -224,6 +232,7 @@ class _Splice:
                 if error.errno == EAGAIN:
                     return
                 raise
+            self._carried[side] += sent
             rest = memoryview(self._buffers[other])[sent:]
             self._buffers[other] = rest if len(rest) else b""
         if self._ended[other] and not self._buffers[other] and not self._shut[side]:

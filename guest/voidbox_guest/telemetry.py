@@ -1,5 +1,7 @@
 """Samples of the guest's procfs (proc(5)) for the host: CPU, load, memory, disk, network, busiest processes.
 
+A box has no network card: what counts as its network is what the ways to the host carried (`proxy`).
+
 Cheap on purpose: a handful of small reads per sample, kernel threads skipped once they are known. The fields are
 those of the host's Telemetry event.
 """
@@ -15,7 +17,7 @@ from .calls import Call, Handler, OpError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from .loop import Loop, Timer
@@ -40,7 +42,9 @@ def _read(path: str) -> bytes:
 class Sampler:
     """Takes samples; shares are since the sample before, or since boot for the first."""
 
-    def __init__(self) -> None:
+    def __init__(self, carried: Sequence[int]) -> None:
+        """`carried`: bytes from the host's proxies and to them, which are a box's network."""
+        self._carried = carried
         self._cpu = (0, 0)
         self._ticks: dict[int, int] = {}
         self._kernel: set[int] = set()
@@ -73,8 +77,8 @@ class Sampler:
             "disk_used_kb": (disk.f_blocks - disk.f_bfree) * unit,
             "disk_read_bytes": read,
             "disk_write_bytes": written,
-            "net_rx_bytes": received,
-            "net_tx_bytes": sent,
+            "net_rx_bytes": received + self._carried[0],
+            "net_tx_bytes": sent + self._carried[1],
             "processes": count,
             "uptime_s": uptime,
             "top": top,
@@ -140,13 +144,13 @@ def _network() -> tuple[int, int]:
 class Telemetry:
     """The telemetry operation."""
 
-    def __init__(self, loop: Loop, look: Callable[[], None]) -> None:
-        self._loop, self._look = loop, look
+    def __init__(self, loop: Loop, look: Callable[[], None], carried: Sequence[int]) -> None:
+        self._loop, self._look, self._carried = loop, look, carried
 
     def operation(self, call: Call) -> None:
         """Send a sample at once, then one per interval, until cancelled."""
         subscription = _Subscription(
-            self._loop, self._look, call, call.number("interval_s", 1.0, MIN_INTERVAL_S, 3600.0)
+            self._loop, self._look, self._carried, call, call.number("interval_s", 1.0, MIN_INTERVAL_S, 3600.0)
         )
         call.handler = subscription
         subscription.tick()
@@ -155,9 +159,11 @@ class Telemetry:
 class _Subscription(Handler):
     __slots__ = ("_call", "_interval", "_look", "_loop", "_sampler", "_timer")
 
-    def __init__(self, loop: Loop, look: Callable[[], None], call: Call, interval: float) -> None:
+    def __init__(
+        self, loop: Loop, look: Callable[[], None], carried: Sequence[int], call: Call, interval: float
+    ) -> None:
         self._loop, self._look, self._call, self._interval = loop, look, call, interval
-        self._sampler = Sampler()
+        self._sampler = Sampler(carried)
         self._timer: Timer | None = None
 
     def tick(self) -> None:

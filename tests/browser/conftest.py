@@ -20,6 +20,11 @@ from typing import Any
 import nbformat
 import pytest
 
+from voidbox_lab import images
+from voidbox_lab.client import Client
+from voidbox_lab.client.keys import is_key
+from voidbox_lab.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 CONNECTED = (
     "() => window.jupyterapp.shell.currentWidget?.context?.sessionContext?.session?.kernel?.connectionStatus"
@@ -94,6 +99,20 @@ def front() -> Front:
 def lab_env() -> dict[str, str]:
     """More environment for JupyterLab and its kernels; modules override it."""
     return {}
+
+
+@pytest.fixture(scope="module")
+def boxes_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """For real boxes: a home of its own with the shared image cache, and no model but the scripted ones."""
+    home = tmp_path_factory.mktemp("home")
+    env = {"VOIDBOX_HOME": str(home), "VOIDBOX_CACHE": str(Settings.from_env().cache), "OLLAMA_MODEL": ""}
+    env |= {name: "" for name in os.environ if is_key(name)}
+    settings = Settings.from_env(os.environ | env)
+    images.resolve(settings)  # Unavailable here is a skip that says what to build
+    yield env
+    if settings.socket.exists():
+        with Client(settings, start=False) as client:
+            client.shutdown()
 
 
 @pytest.fixture(scope="module")

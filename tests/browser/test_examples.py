@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from voidbox_lab import images
-from voidbox_lab.client import Client
-from voidbox_lab.client.keys import is_key
-from voidbox_lab.settings import Settings
 
 pytestmark = [pytest.mark.browser, pytest.mark.vm, pytest.mark.timeout(400)]
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -23,17 +16,9 @@ ERROR = ".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']"
 
 
 @pytest.fixture(scope="module")
-def lab_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A home of its own with the shared image cache, and no model but the scripted ones."""
-    home = tmp_path_factory.mktemp("home")
-    env = {"VOIDBOX_HOME": str(home), "VOIDBOX_CACHE": str(Settings.from_env().cache), "OLLAMA_MODEL": ""}
-    env |= {name: "" for name in os.environ if is_key(name)}
-    settings = Settings.from_env(os.environ | env)
-    images.resolve(settings)  # Unavailable here is a skip that says what to build
-    yield env
-    if settings.socket.exists():
-        with Client(settings, start=False) as client:
-            client.shutdown()
+def lab_env(boxes_env: dict[str, str]) -> dict[str, str]:
+    """Real boxes."""
+    return boxes_env
 
 
 def opened(lab: Any, page: Any, open_and_run: Any, name: str, width: int = 1180) -> None:

@@ -6,13 +6,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from voidbox_lab import images
 from voidbox_lab.client import Client
 from voidbox_lab.settings import Settings
 
@@ -23,17 +21,9 @@ RUN_S = 240_000
 
 
 @pytest.fixture(scope="module")
-def lab_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A home of its own with the shared image cache; its daemon is ended afterwards."""
-    cache = Settings.from_env().cache
-    home = tmp_path_factory.mktemp("home")
-    env = {"VOIDBOX_HOME": str(home), "VOIDBOX_CACHE": str(cache), "VOIDBOX_FRESH": "1"}
-    settings = Settings.from_env(os.environ | env)
-    images.resolve(settings)  # Unavailable here is a skip that says what to build
-    yield env
-    if settings.socket.exists():
-        with Client(settings, start=False) as client:
-            client.shutdown()
+def lab_env(boxes_env: dict[str, str]) -> dict[str, str]:
+    """Real boxes, and no answer from an earlier test."""
+    return boxes_env | {"VOIDBOX_FRESH": "1"}
 
 
 def daemon(lab_env: dict[str, str]) -> Client:

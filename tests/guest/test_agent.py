@@ -21,6 +21,7 @@ from voidbox_lab.box import Box
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
 from voidbox_lab.resources import data_dir
 from voidbox_lab.spec import Policy
+from voidbox_lab.spec.events import Telemetry
 from voidbox_lab.wire import frames as f
 from voidbox_lab.wire.jsonlite import dumps
 from voidbox_lab.wire.protocol import MAX_PROXIES
@@ -111,8 +112,9 @@ async def test_a_request_that_does_not_fit_is_refused_here(box: Box) -> None:
 
 @pytest.mark.anyio
 async def test_proxy_carries_bytes_both_ways_with_half_close(box: Box, tmp_path: Path) -> None:
-    """A client sends, ends its side, and reads the answer to the last byte."""
+    """A client sends, ends its side, and reads the answer to the last byte; telemetry counts them as network."""
     data = os.urandom(3_000_000)
+    before = await a_sample(box)
 
     async def echo(stream: anyio.abc.SocketStream) -> None:
         async with stream:
@@ -133,6 +135,18 @@ async def test_proxy_carries_bytes_both_ways_with_half_close(box: Box, tmp_path:
             back = b"".join([chunk async for chunk in client])
         assert back == data
         tasks.cancel_scope.cancel()
+    after = await a_sample(box)
+    assert after.net_rx_bytes - before.net_rx_bytes >= len(data)
+    assert after.net_tx_bytes - before.net_tx_bytes >= len(data)
+
+
+async def a_sample(box: Box) -> Telemetry:
+    """Of telemetry, the first."""
+    stream = box.telemetry(1.0)
+    try:
+        return await anext(stream)
+    finally:
+        await stream.aclose()  # type: ignore[attr-defined]
 
 
 @pytest.mark.anyio

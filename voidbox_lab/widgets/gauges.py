@@ -80,7 +80,7 @@ def lines(vitals: Vitals) -> Iterator[Line]:
     yield Line("memory", used, f"in use, of {total}", spark(vitals.memory))
     full = f", {size(vitals.disk_used_kb * 1024)} of {size(vitals.disk_total_kb * 1024)} full"
     yield _rate("disk", vitals.disk, "read and written" + (full if vitals.disk_total_kb else ""))
-    yield _rate("network", vitals.network, "of a network card, both ways")
+    yield _rate("network", vitals.network, "to and from gateway and egress proxy")
 
 
 def _rate(name: str, samples: tuple[float, ...], about: str) -> Line:

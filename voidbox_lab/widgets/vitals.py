@@ -37,7 +37,7 @@ class Vitals:
     disk: tuple[float, ...] = ()
     """Bytes per second, read and written."""
     network: tuple[float, ...] = ()
-    """Bytes per second, both ways, of a network card; boxes have one only where their policy says so."""
+    """Bytes per second, to and from gateway and egress proxy."""
     memory_used_kb: int = 0
     memory_total_kb: int = 0
     disk_used_kb: int = 0
