@@ -33,9 +33,9 @@ def bench(
 ) -> None:
     """Measure starts, commands, files and footprint of boxes, the engine and the API; about six minutes under TCG.
 
-    engine, readers and million need no box and run anywhere. Takes no boxes from the daemon, but leave the machine
-    alone meanwhile. Exit code 0 whatever the figures are; what could not be measured is named at the end, and the
-    first such gives the exit code. JSON has raw samples.
+    engine, readers, million and view need no box and run anywhere. Takes no boxes from the daemon, but leave the
+    machine alone meanwhile. Exit code 0 whatever the figures are; what could not be measured is named at the end,
+    and the first such gives the exit code. JSON has raw samples.
     """
     from voidbox_lab import bench as benches  # costs 0.3 s
 

@@ -14,8 +14,8 @@ from voidbox_lab.spec.base import Spec
 Network = Literal["none", "allowlist", "monitored", "proxy-only", "open"]
 """``none``: no way out. ``allowlist``: to what `Policy.egress` names. ``monitored``: to every public address.
 ``proxy-only``: HTTP and HTTPS (ports 80 and 443) to every public address. All of these through a proxy on the
-host, over vsock, with an audit event for each connection, and no names resolved in the guest. ``open``: a network
-card as well, in user mode, past the proxy."""
+host, over vsock, with an audit event for each connection, and no names resolved in the guest. ``open``: as
+``monitored``, for programs as well that know of no proxy; there is no network card."""
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 DEFAULT_PORT = 443

@@ -172,7 +172,7 @@ _NETWORKS: dict[Network, str] = {
     "allowlist": "to what egress names, through a proxy",
     "monitored": "to every public address, through a proxy",
     "proxy-only": "HTTP and HTTPS to every public address, through a proxy",
-    "open": "to every address, past the proxy as well",
+    "open": "to every public address, through a proxy, of programs as well that know of none",
 }
 
 

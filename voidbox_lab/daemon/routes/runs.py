@@ -29,7 +29,7 @@ _EXAMPLE = {
                 "box": {
                     "name": "analyst",
                     "prompt": "What does /workspace/input/stocks.csv say?",
-                    "model": {"provider": "scripted", "name": "stock-analysis"},
+                    "model": {"provider": "scripted", "name": "quickstart"},
                 }
             }
         ]
