@@ -22,11 +22,16 @@ from urllib.parse import urlencode
 import httpx
 
 from voidbox_lab.settings import Settings
+from voidbox_lab.spec.tracing import trace_id
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / ".playground"
 VOIDBOX = ROOT / ".venv/bin/voidbox"
 NOTEBOOK = ROOT / "notebooks/quickstart.ipynb"
+HERE = {
+    name: value for name, value in os.environ.items() if not name.startswith(("VOIDBOX_", "OTEL_", "PHOENIX_"))
+}
+"""Of our environment what is not about another daemon, store or collector."""
 START_S = 120.0
 """Phoenix makes its database first: 25 s on a busy machine."""
 SEEN_S = 60.0
@@ -73,7 +78,7 @@ def serving(name: str, command: list[str | Path], log: Path, ready: str, **env: 
     """A server that answers at `ready`, ended with the context."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=os.environ | env, start_new_session=True
+            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=HERE | env, start_new_session=True
         )
 
     def answers() -> bool:
@@ -125,28 +130,33 @@ def phoenix_env(place: Path, number: int) -> dict[str, str]:
     }
 
 
-def run(env: dict[str, str]) -> None:
-    """The quickstart, in a box."""
+def run(env: dict[str, str]) -> str:
+    """The quickstart, in a box; the run's id."""
     executed = Path(env["VOIDBOX_HOME"]) / "quickstart.ipynb"
-    if code := voidbox(env, "run", str(NOTEBOOK), "--output", str(executed)):
+    if code := voidbox(env, "run", str(NOTEBOOK), "--fresh", "--output", str(executed)):
         raise Missing(f"The quickstart ended with {code}; see what it says above.")
+    newest = subprocess.run(
+        [VOIDBOX, "show", "@last", "--json"], env=HERE | env, timeout=60, check=True, stdout=subprocess.PIPE
+    )
+    return str(json.loads(newest.stdout)["id"])
 
 
 def voidbox(env: dict[str, str], *arguments: str) -> int:
     """Its exit code."""
-    return subprocess.run([VOIDBOX, *arguments], env=os.environ | env, timeout=RUN_S, check=False).returncode
+    return subprocess.run([VOIDBOX, *arguments], env=HERE | env, timeout=RUN_S, check=False).returncode
 
 
-def metrics(url: str) -> list[Any]:
-    """What the first query finds."""
-    answer = httpx.get(f"{url}/api/v1/query", params={"query": QUERIES[0]}, timeout=10)
+def metrics(url: str, since: float) -> list[Any]:
+    """Series of tokens that were fetched after the time `since`."""
+    query = f"timestamp(gen_ai_client_token_usage_sum) > {since:.3f}"
+    answer = httpx.get(f"{url}/api/v1/query", params={"query": query}, timeout=10)
     return list(answer.raise_for_status().json()["data"]["result"])
 
 
-def spans(url: str) -> list[Any]:
-    """Spans that the trace viewer has, once the outermost, which is sent last, is among them."""
+def spans(url: str, trace: str) -> list[Any]:
+    """Spans of `trace` that the trace viewer has, once the outermost, which is sent last, is among them."""
     answer = httpx.get(f"{url}/v1/projects/default/spans", params={"limit": 1000}, timeout=10)
-    found = list(answer.raise_for_status().json()["data"])
+    found = [s for s in answer.raise_for_status().json()["data"] if s["context"]["trace_id"] == trace]
     return found if any(span["parent_id"] is None for span in found) else []
 
 
@@ -188,14 +198,15 @@ def main() -> int:
         stack.enter_context(serving("Phoenix", command, place / "phoenix/log", f"{trace_url}/healthz", **own))
         stack.callback(voidbox, env, "daemon", "stop")
         print("==> the quickstart, in a box", flush=True)
-        run(env)
-        series = until("Prometheus fetched no metrics", SEEN_S, lambda: metrics(metric_url))
-        shown = until("Phoenix got no whole trace", SEEN_S, lambda: spans(trace_url))
+        trace = trace_id(run(env))
+        over = time.time()
+        series = until("Prometheus fetched no metrics", SEEN_S, lambda: metrics(metric_url, over))
+        shown = until("Phoenix got no whole trace", SEEN_S, lambda: spans(trace_url, trace))
         print(f"==> Prometheus has {len(series)} series of tokens, Phoenix a trace of {len(shown)} spans")
         if check:
             return 0
         print(f"\nmetrics  {metric_url}/graph?{urlencode(graphs())}\ntraces   {trace_url}/projects\n")
-        print("To see others there:\n")
+        print("To see others there, in a shell that has no other VOIDBOX_ or OTEL_ variables:\n")
         for name, value in env.items():
             print(f"    export {name}={shlex.quote(value)}")
         print("\nCtrl-C ends it; .playground keeps the data.", flush=True)

@@ -145,6 +145,7 @@ def test_long_values_are_bounded() -> None:
     assert len(card.plain()) < 5000
     assert len(card.html()) - len(Card("x", "n").html()) < 25_000
     assert "84,000 characters more" in card.html()
+    assert "8,400 characters more" in card.html(), "who reads a part knows that it is one"
 
 
 def nodes(**needs: str) -> list[Node]:

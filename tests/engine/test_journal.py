@@ -117,6 +117,24 @@ async def test_a_reader_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_who_only_looks_on_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One that fails at an event keeps it neither from the store nor from the others."""
+    store = await SqliteStore.open(tmp_path / "s.sqlite")
+    await store.create_run("r", run_spec(), at=0)
+    told: list[int] = []
+
+    def fails(run: str, events: Sequence[Event]) -> None:
+        raise OverflowError("int too large to convert to float")
+
+    journal = Journal(store, recorded=[fails, lambda _, events: told.append(len(events))])
+    await journal.record("r", "one", AgentText(text="a"))
+    assert [e.body for e in await store.read_events("r")] == [AgentText(text="a")]
+    assert told == [1]
+    assert "not told to all" in caplog.text
+    await store.aclose()
+
+
+@pytest.mark.anyio
 async def test_nothing_stays_of_a_run_that_nobody_follows(tmp_path: Path) -> None:
     """A reader asks for news before it learns that the run is over; its event goes with it."""
     store = await SqliteStore.open(tmp_path / "s.sqlite")

@@ -21,6 +21,7 @@ from voidbox_lab.spec.events import (
     FileKept,
     ModelCall,
     Mounted,
+    RunChanged,
     StageChanged,
     ToolCall,
     ToolResult,
@@ -130,6 +131,16 @@ def test_the_store_has_the_last_word_on_figures() -> None:
     assert settled.cost_usd == 0.5
 
 
+def test_an_interrupted_run_takes_no_longer_than_it_took() -> None:
+    """Its daemon is dead: it has not finished, and goes on no longer either."""
+    state = played([StageChanged(state="running"), RunChanged(state="interrupted")])
+    ended = state.finished_at
+    assert ended is not None
+    settled = settle(state, record().model_copy(update={"state": "interrupted"}))
+    assert settled.finished_at == ended
+    assert present(settled, ended + 9000) == present(settled, ended) | {"now": ended + 9000}
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=200), lambda x: st.lists(x, max_size=3)
 )
@@ -144,7 +155,8 @@ COUNTERS = [
 
 def sample(f: float) -> Body:
     """A telemetry sample of nonsense."""
-    fields = dict.fromkeys(COUNTERS, 0) | {"cpu": f, "load1": f, "uptime_s": f, "memory_used_kb": -5}
+    fields = dict.fromkeys(COUNTERS, 1 << 50) | {"cpu": f, "load1": f, "uptime_s": f}
+    fields |= {"memory_total_kb": 0, "memory_used_kb": 1 << 50}
     return BODY.validate_python({"type": "telemetry", **fields})
 
 
@@ -198,7 +210,7 @@ any_body = st.one_of(
     ),
     hostile_text.map(lambda t: BODY.validate_python({"type": "notice", "message": t})),
     st.just(BODY.validate_python({"type": "run", "state": "running"})),
-    st.floats().map(sample),
+    st.floats(0, 1e15).map(sample),
 )
 any_events = st.lists(
     st.tuples(st.sampled_from([None, "analyst", "other", "x" * 500, "<i>"]), any_body), max_size=60

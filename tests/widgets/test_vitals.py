@@ -43,8 +43,8 @@ def test_counters_become_rates() -> None:
 
 def test_it_keeps_the_last_samples_and_few_processes() -> None:
     """Whatever the guest says."""
-    busy = tuple(TopProcess(pid=n, name=f"p\x1b{n}", cpu=math.inf, rss_kb=-1) for n in range(10))
-    odd = sample(math.nan, -5, 10**30, cpu=math.nan, memory_used_kb=-5, processes=-1, top=busy)
+    busy = tuple(TopProcess(pid=n, name=f"p\x1b{n}", cpu=1e15, rss_kb=1 << 50) for n in range(10))
+    odd = sample(0.0, 0, 1 << 60, cpu=1e15, memory_used_kb=1 << 50, processes=1 << 60, top=busy)
     vitals = after(*(sample(n) for n in range(200)), odd)
     assert len(vitals.cpu) == len(vitals.disk) == MAX_SAMPLES
     assert len(vitals.top) == MAX_TOP

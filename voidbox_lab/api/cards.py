@@ -5,11 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from voidbox_lab.cards import Card, Node, Table
+from voidbox_lab.cards import MAX_VALUE, Card, Node, Table
+from voidbox_lab.observe.quantities import dollars
 from voidbox_lab.spec import Pipeline, RunRecord, Stage, StageRecord, VoidBoxSpec, in_words
-
-MAX_RESULT = 4000
-"""Characters of a run's result that its card shows."""
 
 
 def box_card(box: VoidBoxSpec, inputs: Iterable[str] = ()) -> Card:
@@ -67,11 +65,13 @@ def run_card(record: RunRecord) -> Card:
         ("cost", _dollars(record.cost_usd)),
         ("budget", str(record.spec.budget) if record.spec.budget else ""),
         ("took", f"{took:.1f} s" if took is not None else ""),
-        ("result", (record.result or "")[: MAX_RESULT + 1]),
+        ("result", record.result or ""),
     )
+    long = record.result is not None and len(record.result) > MAX_VALUE
     trouble = f"{record.trouble.kind}: {record.trouble.message}" if record.trouble else ""
     nodes = tuple(Node(s.name, needs[s.name], s.state, _note(s)) for s in stages)
-    return Card("run", record.id, (), facts, record.state, nodes, table, trouble)
+    texts = (("the whole result", record.result or ""),) if long else ()
+    return Card("run", record.id, (), facts, record.state, nodes, table, trouble, texts)
 
 
 def _row(stage: StageRecord) -> tuple[str, ...]:
@@ -95,4 +95,4 @@ def _note(stage: StageRecord) -> str:
 
 
 def _dollars(usd: float | None) -> str:
-    return "unpriced" if usd is None else f"${usd:.4f}" if usd else "$0"
+    return "unpriced" if usd is None else dollars(usd)

@@ -6,7 +6,7 @@
 Standard library only, for every room may use it. Not for runs that go on: see `voidbox_lab.widgets`.
 """
 
-from voidbox_lab.cards.card import Card, Shown, Table
+from voidbox_lab.cards.card import MAX_VALUE, Card, Shown, Table
 from voidbox_lab.cards.graph import Node
 
-__all__ = ["Card", "Node", "Shown", "Table"]
+__all__ = ["MAX_VALUE", "Card", "Node", "Shown", "Table"]

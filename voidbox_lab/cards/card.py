@@ -12,7 +12,7 @@ from typing import Any
 
 from voidbox_lab.cards import graph
 from voidbox_lab.cards.states import glyph
-from voidbox_lab.cards.text import bounded, clean, one_line
+from voidbox_lab.cards.text import bounded, one_line
 
 CSS = (Path(__file__).parent / "static" / "card.css").read_text(encoding="utf-8")
 MAX_VALUE = 600
@@ -123,7 +123,7 @@ def _line(text: str) -> str:
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
     rows = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(clean(value[:MAX_VALUE]))}</td></tr>'
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(bounded(value, MAX_VALUE))}</td></tr>'
         for name, value in facts
         if value
     )

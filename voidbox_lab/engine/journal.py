@@ -195,7 +195,10 @@ class Journal:
             else:
                 del batch[: len(piece)]
                 for tell in self._recorded:
-                    tell(run, written)
+                    try:
+                        tell(run, written)
+                    except Exception:  # it is written: who only looks on does not make that undone
+                        log.exception("events of %s were kept and not told to all", run)
 
     async def _drop(self, run: str, batch: list[Entry], refused: VoidboxError) -> None:
         """Take out of `batch`, at once, what the store refuses; something, so that this comes to an end."""

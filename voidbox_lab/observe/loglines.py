@@ -1,6 +1,7 @@
 """Log records of a run's events: what its boxes write, what their policies forbid, and what is said about them.
 
-Each begins with ``[vm:STAGE]``. Not what an agent says, nor what a command answers: that is contents of messages.
+Each begins with ``[vm:STAGE]``. Not what an agent says, nor what a command answers: that is contents of messages,
+and so is what an agent's standard output has besides events, half an event for instance.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ MAX_LINES = 100
 """Most lines of one event; the others are counted in one."""
 MAX_LINE = 4096
 """Characters of a line."""
+MAX_RULE = 100
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,16 @@ def log_lines(event: Event, *, contents: bool = False) -> Iterator[LogLine]:
     if event.stage:
         common[c.STAGE] = event.stage
     match event.body:
-        case AgentLog(text=text, stream=stream):
+        case AgentLog(text=text, stream=stream) if stream == "stderr" or contents:
             lines = [line for line in text.splitlines() if line.strip()]
             for line in lines[:MAX_LINES]:
                 yield LogLine("INFO", prefix + printable(line, MAX_LINE), {**common, "log.iostream": stream})
             if len(lines) > MAX_LINES:
                 yield LogLine("INFO", f"{prefix}… {len(lines) - MAX_LINES:,} more lines", common)
         case Denied() as body:
-            text = f"{prefix}denied {body.rule}: {printable(body.message or body.subject, MAX_LINE)}"
-            found: Attributes = {c.RULE: body.rule, c.DENIED: body.count}
+            rule = printable(body.rule, MAX_RULE)
+            text = f"{prefix}denied {rule}: {printable(body.message or body.subject, MAX_LINE)}"
+            found: Attributes = {c.RULE: rule, c.DENIED: body.count}
             yield LogLine("WARN", text, {**common, **found})
         case Notice(level=level, message=message):
             yield LogLine("WARN" if level == "warning" else "INFO", prefix + printable(message, MAX_LINE), common)

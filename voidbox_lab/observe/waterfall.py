@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from voidbox_lab.observe import conventions as c
-from voidbox_lab.observe.quantities import count, seconds
+from voidbox_lab.observe.quantities import count, dollars, seconds
 from voidbox_lab.observe.span import Span
 
 MAX_ROWS = 150
@@ -80,7 +80,7 @@ def _row(span: Span, depth: int, left: float, width: float) -> Row:
     facts = []
     if span.usage is not None:
         usage = span.usage
-        cost = "unpriced" if usage.cost_usd is None else f"${usage.cost_usd:.4f}"
+        cost = "unpriced" if usage.cost_usd is None else dollars(usage.cost_usd)
         facts = [count(usage.tokens.total, "token"), cost]
     kind = span.attributes.get(c.ERROR_TYPE)
     why = ": ".join(str(part) for part in (kind, span.message) if part)

@@ -123,35 +123,42 @@ class ModelCall(Frozen):
         return self.cost_usd is None and (self.status < 400 or self.tokens.total > 0)
 
 
+# A guest says these: numbers and not text that reads as one, finite, and with room to reckon with in 64 bits.
+Measure = Annotated[float, Field(strict=True, ge=0, le=1e15, allow_inf_nan=False)]
+Kilobytes = Annotated[int, Field(strict=True, ge=0, le=1 << 50)]
+Count = Annotated[int, Field(strict=True, ge=0, le=1 << 60)]
+
+
 class TopProcess(Frozen):
     """One of the busiest processes in the guest."""
 
-    pid: int
+    pid: Count
     name: str = Field(max_length=64)
-    cpu: float
+    cpu: Measure
     """Share of one CPU since the sample before, 0 to vCPUs."""
-    rss_kb: int
+    rss_kb: Kilobytes
 
 
 class Telemetry(Frozen):
     """One sample from the guest's procfs (proc(5))."""
 
     type: Literal["telemetry"] = "telemetry"
-    cpu: float
+    cpu: Measure
     """Busy share of all vCPUs since the sample before, 0 to 1."""
-    load1: float
-    memory_total_kb: int
-    memory_used_kb: int
+    load1: Measure
+    memory_total_kb: Kilobytes
+    memory_used_kb: Kilobytes
     """MemTotal minus MemAvailable."""
-    disk_total_kb: int
-    disk_used_kb: int
-    disk_read_bytes: int
+    disk_total_kb: Kilobytes
+    disk_used_kb: Kilobytes
+    disk_read_bytes: Count
     """Since boot; so are the other counters."""
-    disk_write_bytes: int
-    net_rx_bytes: int
-    net_tx_bytes: int
-    processes: int
-    uptime_s: float
+    disk_write_bytes: Count
+    net_rx_bytes: Count
+    """From the gateway and the egress proxy, which are a box's network."""
+    net_tx_bytes: Count
+    processes: Count
+    uptime_s: Measure
     top: tuple[TopProcess, ...] = Field((), max_length=10)
 
 

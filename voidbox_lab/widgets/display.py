@@ -29,7 +29,7 @@ BYTES_PER_S = 400_000
 """jupyter_server drops output above 1 MB/s per kernel; a few views must fit."""
 
 MAX_ASKED = 16
-"""Requests of a browser that wait to be answered; of more nobody who clicks would know."""
+"""Pages that a browser asked for and has not got; of more nobody who clicks would know."""
 
 LINGER_S = 60.0
 """How long a page that is being reloaded at a run's end may take to ask for the view again."""
@@ -117,6 +117,8 @@ class NotebookSurface:
         self._live = live
         self._widget: RunView | None = None
         self._asked, self._asking = anyio.create_memory_object_stream[dict[str, Any]](MAX_ASKED)
+        self._reading = 0
+        """Pages that are being read."""
         self._display_id = ""
 
     def open(self, state: ViewState) -> None:
@@ -161,6 +163,8 @@ class NotebookSurface:
 
     def _ask(self, widget: RunView, request: dict[str, Any]) -> None:
         try:
+            if request["kind"] != "act" and self._reading >= MAX_ASKED:
+                raise anyio.WouldBlock
             self._asked.send_nowait(request)
         except anyio.WouldBlock:
             widget.answer(request.get("ticket"), {"error": "Too much was asked for at once; try again."})
@@ -172,7 +176,11 @@ class NotebookSurface:
             if request.get("action") in get_args(Action):
                 await controls.act(request["action"])
             return
-        page = await controls.more(request)
+        self._reading += 1
+        try:
+            page = await controls.more(request)
+        finally:
+            self._reading -= 1
         if self._widget is not None:
             self._widget.answer(request.get("ticket"), page)
 

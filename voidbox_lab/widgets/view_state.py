@@ -176,9 +176,12 @@ def settle(state: ViewState, record: RunRecord) -> ViewState:
     for name, kept in record.stages.items():
         if name in stages or len(stages) < MAX_STAGES:
             stages[name] = _settle_stage(stages.get(name, StageView(name=name)), kept)
-    return replaced(
-        state, state=record.state, finished_at=record.finished_at, trouble=_trouble(record.trouble), stages=stages
-    )
+    at = record.finished_at
+    if at is None and record.state in AT_REST:
+        # What a dead daemon left has not finished, and goes on no longer either.
+        at = state.finished_at
+        stages = {name: stage if stage.over else replaced(stage, finished_at=at) for name, stage in stages.items()}
+    return replaced(state, state=record.state, finished_at=at, trouble=_trouble(record.trouble), stages=stages)
 
 
 def _settle_stage(view: StageView, kept: StageRecord) -> StageView:
