@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import UTC
 from typing import Any
@@ -15,6 +16,7 @@ from voidbox_lab.observe.across import RunFacts, facts
 from voidbox_lab.spec import RunRecord
 from voidbox_lab.spec.events import AgentText, Event, ModelCall, RunChanged, StageChanged
 from voidbox_lab.spec.run import Tokens, Trouble
+from voidbox_lab.store import Entry
 from voidbox_lab.store.fold import rebuild
 from voidbox_lab.widgets.dashboards.comparison import compared
 from voidbox_lab.widgets.dashboards.page import Page, filtered
@@ -58,6 +60,14 @@ class Known:
     def events(self, run: str, after: int = 0) -> list[Event]:
         self.asked.append((run, after))
         return [event for event in self.told[run] if event.seq > after]
+
+
+def asked(stage: str, cost: float | None) -> Entry:
+    """A model call of `stage`; None: its price is not known."""
+    call = ModelCall(
+        request="r", model="m", source="live", status=200, tokens=Tokens(input=1), cost_usd=cost, duration_s=1
+    )
+    return Entry(call, stage, time.time() - 50)
 
 
 def page(runs: Known) -> Page:
@@ -138,6 +148,36 @@ def test_scripted_models_cost_nothing_and_the_page_says_where_to_look() -> None:
     assert "Their tokens are under Tokens" in made.spending._nothing.object
 
 
+def test_what_has_no_price_is_counted_once_whatever_it_is_stacked_by() -> None:
+    """A stage with two skills is one stage of the note."""
+    runs = Known()
+    of = spec(1)
+    assert len(of.stages[1].box.skills) == 2
+    runs.add("run-1", of, time.time() - 60, [asked("data", 0.5), asked("quant", None)])
+    made = page(runs)
+    for by in ("model", "stage", "skill"):
+        made.spending.by.value = by
+        assert "1 stage had calls without a known price" in made.spending._table.object, by
+
+
+async def test_a_cost_that_is_a_part_is_listed_as_one() -> None:
+    runs = Known(3)
+    made = page(runs)
+    made.tab.value = "Runs"
+    await made.tick()
+    table = made.comparison._table
+    assert table.hidden_columns == ["unpriced"], "of nothing there is no column"
+    runs.add("run-part", spec(1), time.time() - 50, [asked("data", 0.5), asked("quant", None)])
+    runs.add("run-none", spec(1), time.time() - 60, [asked("data", None), asked("quant", None)])
+    made.show(runs.snapshot)
+    assert table.hidden_columns == []
+    part, none, priced = table.value.iloc[:3].to_dict("records")
+    assert (part["run"], part["cost_usd"], part["unpriced"]) == ("run-part", 0.5, 1)
+    assert (none["run"], math.isnan(none["cost_usd"]), none["unpriced"]) == ("run-none", True, 2)
+    assert priced["cost_usd"] > 0
+    assert priced["unpriced"] == 0
+
+
 async def test_telemetry_of_the_newest_run_and_of_another() -> None:
     runs = Known(6)
     made = page(runs)
@@ -157,6 +197,22 @@ async def test_telemetry_of_the_newest_run_and_of_another() -> None:
     explorer.run.value = other
     await made.tick()
     assert runs.asked[-1] == (other, 0)
+
+
+async def test_telemetry_of_a_run_with_other_stages_is_drawn_though_one_has_the_same_name() -> None:
+    runs = Known(6)
+    made = page(runs)
+    made.tab.value = "Telemetry"
+    await made.tick()
+    explorer = made.explorer
+    before = explorer._source.data["at"]
+    failed = next(run.id for run in made._runs.snapshot.runs if run.state == "failed")
+    explorer.run.value = failed
+    await made.tick()
+    assert list(explorer.stage.options) == ["data", "quant"]
+    assert explorer.stage.value == "data"
+    assert explorer._source.data["at"][-1] < before[0]
+    assert explorer._calls.object.count("<tr>") == 1 + 4
 
 
 async def test_what_has_ended_is_read_once_and_what_goes_on_from_where_it_was() -> None:

@@ -11,8 +11,8 @@ import pytest
 from tests.widgets.dashboards.samples import spec
 from voidbox_lab.errors import ProviderError, UserError
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import RunRecord
-from voidbox_lab.spec.events import AgentText, Event
+from voidbox_lab.spec import TERMINAL, RunRecord
+from voidbox_lab.spec.events import AgentText, Body, Event, RunChanged
 from voidbox_lab.store.fold import new_record
 from voidbox_lab.widgets.dashboards import source
 from voidbox_lab.widgets.dashboards.source import BUSY_S, PAGE, QUIET_S, WHOLE_S, Runs
@@ -20,7 +20,8 @@ from voidbox_lab.widgets.dashboards.source import BUSY_S, PAGE, QUIET_S, WHOLE_S
 
 def record(number: int, state: str = "succeeded") -> RunRecord:
     made = new_record(f"run-{number:012x}", spec(number), at=1000.0 + number)
-    return made.model_copy(update={"state": state, "finished_at": 2000.0 if state != "running" else None})
+    ended = 2000.0 if state in TERMINAL else None
+    return made.model_copy(update={"state": state, "finished_at": ended})
 
 
 class Daemon:
@@ -28,6 +29,8 @@ class Daemon:
 
     def __init__(self) -> None:
         self.records: list[RunRecord] = []
+        self.last: dict[str, Body] = {}
+        """The last event of a run; else it is a word."""
         self.asked: list[str] = []
         self.starts: list[bool] = []
         self.down = False
@@ -62,11 +65,16 @@ class Daemon:
                 return found
         raise UserError("There is no such run.", cause="unknown-run")
 
-    def events(self, run: str, after: int, *, follow: bool, tail: int | None) -> Iterator[Event]:
+    def events(self, run: str, after: int = 0, *, follow: bool, tail: int | None) -> Iterator[Event]:
         assert not follow
         self.asked.append(f"events after {after}, tail {tail}")
+        if tail == 1:
+            if all(r.id != run for r in self.records):
+                raise UserError("There is no such run.", cause="unknown-run")
+            after = 99
         for seq in range(after + 1, 101):
-            yield Event(seq=seq, run=run, at=0.0, stage=None, body=AgentText(text="x"))
+            body = self.last.get(run) if seq == 100 else None
+            yield Event(seq=seq, run=run, at=0.0, stage=None, body=body or AgentText(text="x"))
 
 
 class Clock:
@@ -147,6 +155,39 @@ def test_what_goes_on_is_asked_for_though_it_is_old(daemon: Daemon, clock: Clock
     assert snapshot.active == 0
     assert 3 not in ids(runs), "it was deleted"
     assert len(snapshot.runs) == PAGE + 9
+
+
+def test_an_interrupted_run_rests_until_it_is_resumed(daemon: Daemon, clock: Clock) -> None:
+    """It is not running, and nothing is read the more often for it."""
+    daemon.records = [record(2, "interrupted"), record(1)]
+    runs = reader(clock)
+    assert runs.open().active == 0
+    clock.now += QUIET_S - 1
+    runs.refresh()
+    assert daemon.asked == ["page"]
+    daemon.records[0] = record(2, "running")
+    clock.now += 1
+    assert runs.refresh().active == 1
+
+
+def test_of_an_old_interrupted_run_the_last_event_is_read(daemon: Daemon, clock: Clock) -> None:
+    """Which says whether somebody has resumed it; its record is read where that is so."""
+    daemon.records = [record(n, "interrupted" if n in {2, 3} else "succeeded") for n in range(PAGE + 10, 0, -1)]
+    old = record(2).id
+    daemon.last[old] = RunChanged(state="interrupted")
+    runs = reader(clock)
+    runs.open()
+    daemon.records = [r for r in daemon.records if r.id != record(3).id]
+    daemon.asked.clear()
+    clock.now += QUIET_S
+    assert runs.refresh().active == 0
+    assert daemon.asked == ["page", *["events after 0, tail 1"] * 2]
+    assert 2 in ids(runs)
+    assert 3 not in ids(runs), "it was deleted"
+    daemon.records[-2], daemon.last[old] = record(2, "running"), RunChanged(state="running")
+    clock.now += QUIET_S
+    assert runs.refresh().active == 1
+    assert daemon.asked[-1] == old
 
 
 def test_deleted_runs_go(daemon: Daemon, clock: Clock) -> None:

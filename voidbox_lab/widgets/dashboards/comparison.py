@@ -32,10 +32,11 @@ COLUMNS = {
     "stages": "stages",
     "tokens": "tokens",
     "cost_usd": "cost",
+    "unpriced": "unpriced",
     "models": "models",
 }
 """Columns of the list and what they are called; numbers are numbers, so that they can be sorted."""
-_NUMBERS = {"seconds": "0,0.0", "stages": "0,0", "tokens": "0,0", "cost_usd": "$0,0.0000"}
+_NUMBERS = {"seconds": "0,0.0", "stages": "0,0", "tokens": "0,0", "cost_usd": "$0,0.0000", "unpriced": "0,0"}
 _WIDTHS = {"run": 160, "name": 130, "state": 100, "begun": 140, "seconds": 92, "stages": 84, "tokens": 92}
 
 
@@ -50,7 +51,8 @@ class Comparison:
         right = dict.fromkeys(_NUMBERS, "right")
         self._table = pn.widgets.Tabulator(
             value=None, show_index=False, selectable="checkbox", pagination="local", page_size=12, disabled=True,
-            titles=COLUMNS, theme="simple", layout="fit_columns", widths=_WIDTHS | {"cost_usd": 92},
+            titles=COLUMNS, theme="simple", layout="fit_columns",
+            widths=_WIDTHS | {"cost_usd": 92, "unpriced": 92},
             text_align=right, header_align=right, stylesheets=[look.css("table")],
             formatters={name: NumberFormatter(format=f, nan_format="-") for name, f in _NUMBERS.items()},
             sizing_mode="stretch_width", margin=(0, 0, 14, 0),
@@ -71,6 +73,8 @@ class Comparison:
         frame = frame[list(COLUMNS)]
         if not frame.equals(self._table.value):  # else it would go back to its first page
             self._table.value = frame
+        # How many stages the cost leaves out: mostly none.
+        self._table.hidden_columns = [] if frame["unpriced"].any() else ["unpriced"]
         selection = [i for i, run in enumerate(self._listed) if run in chosen]
         if selection != self._table.selection:
             self._table.selection = selection

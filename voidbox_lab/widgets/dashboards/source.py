@@ -1,7 +1,8 @@
 """What dashboards know of the runs, read from the daemon: bounded, at a bounded rate, once for all pages of this
 process. Blocking; pages call it in a thread.
 
-Runs that have ended do not change, so what is read again is what is new and what has not ended.
+Runs that have ended do not change, so what is read again is what is new and what has not ended. Of those that a
+dead daemon left interrupted, which rest until somebody resumes them, it is the last event alone.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from voidbox_lab.client import Client
 from voidbox_lab.errors import ProviderError, UserError, VoidboxError
 from voidbox_lab.observe.across import RunFacts, facts
 from voidbox_lab.settings import Settings
-from voidbox_lab.spec import TERMINAL, RunRecord
-from voidbox_lab.spec.events import Event
+from voidbox_lab.spec import AT_REST, TERMINAL, RunRecord
+from voidbox_lab.spec.events import Event, RunChanged
 
 MAX_RUNS = 1000
 """Newest runs that are known."""
@@ -52,8 +53,8 @@ class Snapshot:
 
     @property
     def active(self) -> int:
-        """How many have not ended."""
-        return sum(run.state not in TERMINAL for run in self.runs)
+        """How many neither have ended nor rest."""
+        return sum(run.state not in AT_REST for run in self.runs)
 
 
 class Runs:
@@ -151,7 +152,8 @@ class Runs:
         )
         for run in [run for run in older.values() if run.state not in TERMINAL]:
             try:
-                older[run.id] = facts(client.run(run.id))
+                if run.state not in AT_REST or not _rests(client, run.id):
+                    older[run.id] = facts(client.run(run.id))
             except UserError:
                 del older[run.id]
         self._keep(fresh | older, more=more if whole or not older else self.snapshot.more, at=now)
@@ -187,3 +189,11 @@ class Runs:
         if client is not None:
             with suppress(httpx.HTTPError):
                 client.close()
+
+
+def _rests(client: Client, run: str) -> bool:
+    """Whether an interrupted run is so still, by its last event: its record may be large."""
+    return any(
+        isinstance(event.body, RunChanged) and event.body.state == "interrupted"
+        for event in client.events(run, follow=False, tail=1)
+    )

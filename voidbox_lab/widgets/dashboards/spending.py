@@ -75,7 +75,9 @@ class Spending:
             self._draw(table, colors, period, measure, begin, now)
         else:
             self._nothing.object = _nothing(totals, measure)
-        self._table.object = _shares(totals, colors, by, measure)
+        # Not of `totals`, where a stage with several skills counts once for each.
+        unpriced = int(stages["cost_usd"].isna().sum())
+        self._table.object = _shares(totals, colors, by, measure, unpriced)
 
     def _draw(
         self,
@@ -138,7 +140,7 @@ def _colors(table: pd.DataFrame, totals: pd.DataFrame) -> dict[str, str]:
     return dict.fromkeys(totals.index, look.COLORS[-1]) | {OTHER: look.COLORS[-1]} | found
 
 
-def _shares(totals: pd.DataFrame, colors: dict[str, str], by: By, measure: Measure) -> str:
+def _shares(totals: pd.DataFrame, colors: dict[str, str], by: By, measure: Measure, unpriced: int) -> str:
     totals = totals.sort_values(measure, ascending=False, kind="stable")
     largest = float(totals[measure].max()) if len(totals) else 0.0
     rows = [
@@ -157,7 +159,7 @@ def _shares(totals: pd.DataFrame, colors: dict[str, str], by: By, measure: Measu
         notes.append(f"{len(totals) - len(rows)} more are not listed.")
     if by == "skill" and len(totals):
         notes.append("What a stage with several skills took is divided among them in equal parts.")
-    if unpriced := int(totals["unpriced"].sum()) if by != "skill" else 0:
+    if unpriced:
         notes.append(f"{count(unpriced, 'stage')} had calls without a known price; they are in no bar of cost.")
     return str(look.parts().shares(by, rows, notes)) if rows else ""
 

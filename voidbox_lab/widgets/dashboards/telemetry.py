@@ -74,6 +74,8 @@ class Explorer:
         self._reading = asyncio.Lock()
         self._ended = False
         """Whether everything of the chosen run was read."""
+        self._stage: str | None = None
+        """The stage that is drawn."""
         self.run = look.select({}, "Run", 430)
         self.stage = look.select({}, "Stage", 220)
         self.run.param.watch(pn.io.with_lock(self._another_run), "value")
@@ -129,19 +131,20 @@ class Explorer:
         await self.refresh()
 
     def _another_stage(self, _event: object) -> None:
-        if list(self.stage.options) == self._story.stages:
+        # Neither what `_draw` itself has chosen, nor a stage of a run that is still being read.
+        if self.stage.value != self._stage and self.stage.value in self._story.stages:
             self._draw()
 
     def _draw(self) -> None:
         story = self._story
         stages = story.stages
+        self._stage = self.stage.value if self.stage.value in stages else next(iter(stages), None)
         if list(self.stage.options) != stages:
-            chosen = self.stage.value if self.stage.value in stages else next(iter(stages), None)
-            self.stage.param.update(options={name: name for name in stages}, value=chosen)
-            return
+            # Its value need not change by that: stages of two runs may have the same name.
+            self.stage.param.update(options={name: name for name in stages}, value=self._stage)
         import pandas as pd
 
-        samples = telemetry_frame(e for e in story.samples if e.stage == self.stage.value)
+        samples = telemetry_frame(e for e in story.samples if e.stage == self._stage)
         rates = rates_frame(samples)
         if len(rates):
             local = pd.DatetimeIndex(rates.index).tz_convert(self._zone).tz_localize(None)
