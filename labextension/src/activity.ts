@@ -1,6 +1,7 @@
 // The latest of what a run does, line by line, from its event stream. For more there is the run view in a notebook.
 
 import type { Client, RunEvent } from './client';
+import { isOver } from './model';
 import { plain } from './words';
 
 /** Events to begin with; earlier ones are the run view's. */
@@ -23,6 +24,8 @@ export class Activity {
   private lines: Line[] = [];
   private readonly source: EventSource;
   private timer = 0;
+  /** Of the run, as its last event had it. */
+  private state = '';
 
   constructor(
     client: Client,
@@ -33,6 +36,8 @@ export class Activity {
     this.source.addEventListener('event', event => this.take(JSON.parse(event.data) as RunEvent));
     // The server's last word; without this the browser would ask again for ever.
     this.source.addEventListener('failed', () => this.source.close());
+    // Nor may it ask again for a run that rests; that it was interrupted may also be history.
+    this.source.addEventListener('error', () => this.state === 'interrupted' && this.source.close());
   }
 
   close(): void {
@@ -44,8 +49,11 @@ export class Activity {
     const { body } = event;
     const last = this.lines[this.lines.length - 1];
     const stage = event.stage ?? '';
-    if (body.type === 'run' && ['succeeded', 'failed', 'cancelled', 'interrupted'].includes(body.state)) {
-      this.source.close();
+    if (body.type === 'run') {
+      this.state = body.state;
+      if (isOver(body.state)) {
+        this.source.close();
+      }
     }
     if (body.type === 'text' && last?.kind === 'text' && last.stage === stage && last.block === body.block) {
       // A new object: what is shown already is not changed.

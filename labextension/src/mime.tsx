@@ -7,7 +7,7 @@ import { ReactWidget } from '@jupyterlab/ui-components';
 import { Panel } from '@lumino/widgets';
 import * as React from 'react';
 
-import { isOver } from './model';
+import { isAtRest } from './model';
 import { Badge, Dot } from './parts';
 import * as words from './words';
 
@@ -67,7 +67,7 @@ function Bar({ facts, open }: { facts: Facts; open: (run: string) => unknown }):
   }
   return (
     <div className="vbl-output-bar">
-      {!isOver(facts.state) && <span className="vbl-dim">The notebook was saved while this ran.</span>}
+      {!isAtRest(facts.state) && <span className="vbl-dim">The notebook was saved while this ran.</span>}
       <button type="button" className="vbl-link" onClick={() => void open(facts.run)}>
         Open the run
       </button>
@@ -122,7 +122,7 @@ function stageOf(name: string, stage: Record<string, unknown>): Stage {
   const source = text(stage.model_source);
   const model = text(stage.model);
   return {
-    name: name.slice(0, 100),
+    name: text(name, 100),
     state: text(stage.state) || 'unknown',
     badges: [text(stage.isolation), source, stage.cached ? 'cached' : ''].filter(Boolean),
     facts: [
@@ -144,7 +144,7 @@ function record(value: unknown): Record<string, unknown> {
 }
 
 function text(value: unknown, most = 1000): string {
-  return typeof value !== 'string' ? '' : value.length > most ? `${value.slice(0, most)}…` : value;
+  return typeof value !== 'string' ? '' : words.plain(value.length > most ? `${value.slice(0, most)}…` : value);
 }
 
 function number(value: unknown): number | null {

@@ -14,6 +14,11 @@ export function isOver(state: string): boolean {
   return OVER.has(state);
 }
 
+/** Whether nothing of a run happens any more unless somebody resumes it: it is over, or its daemon died. */
+export function isAtRest(state: string): boolean {
+  return isOver(state) || state === 'interrupted';
+}
+
 export class Model {
   /** The latest one; stays when the daemon leaves, for its figures are still true. */
   overview: Overview | null = null;
@@ -21,6 +26,8 @@ export class Model {
   trouble: Trouble | null = null;
   /** The last run that ended, in a sentence, for those who listen. */
   news = '';
+  /** How often something was done to a run from here. */
+  acted = 0;
 
   private readonly poll: Poll;
   private readonly _changed = new Signal<this, void>(this);
@@ -75,6 +82,7 @@ export class Model {
   /** Cancel, pause or resume a run, and look what became of it. */
   async act(id: string, action: Action): Promise<void> {
     await this.client.act(id, action);
+    this.acted++;
     await this.refresh();
   }
 

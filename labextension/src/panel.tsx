@@ -6,7 +6,7 @@ import * as React from 'react';
 
 import type { Action, BoxGlance, Overview, RunGlance, Trouble } from './client';
 import { pauseIcon, voidboxIcon } from './icons';
-import { isOver, type Model } from './model';
+import { isAtRest, isOver, type Model } from './model';
 import { Badge, Dot, IconButton, Meter, Progress, Sentence, Spark, took, useModel, useNow } from './parts';
 import * as words from './words';
 
@@ -59,8 +59,8 @@ export class RunsPanel extends ReactWidget {
 
 function Runs({ model, deeds }: { model: Model; deeds: Deeds }): JSX.Element {
   const { overview, trouble, news } = useModel(model);
-  const live = overview?.runs.filter(run => !isOver(run.state)) ?? [];
-  const recent = overview?.runs.filter(run => isOver(run.state)) ?? [];
+  const live = overview?.runs.filter(run => !isAtRest(run.state)) ?? [];
+  const recent = overview?.runs.filter(run => isAtRest(run.state)) ?? [];
   const time = useNow(live.length > 0 && trouble === null);
   return (
     <>
@@ -152,6 +152,7 @@ function Section(props: { title: string; count?: number; children: React.ReactNo
 function Run(props: { run: RunGlance; boxes: BoxGlance[]; time: number; deeds: Deeds }): JSX.Element {
   const { run, deeds } = props;
   const over = isOver(run.state);
+  const time = took(run, props.time);
   const boxes = props.boxes.filter(box => box.run === run.id);
   const name = `${run.title} (${run.id})`;
   const badges = [...run.isolation, ...run.sources].map(kind => <Badge key={kind} kind={kind} />);
@@ -165,7 +166,7 @@ function Run(props: { run: RunGlance; boxes: BoxGlance[]; time: number; deeds: D
         <span className="vbl-time vbl-dim">
           {over
             ? `${words.seconds(props.time - (run.finished_at ?? run.created_at))} ago`
-            : words.seconds(took(run, props.time))}
+            : time !== null && words.seconds(time)}
         </span>
       </div>
       <div className="vbl-line vbl-second">

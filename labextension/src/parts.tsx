@@ -3,7 +3,7 @@
 import { type LabIcon } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
-import { isOver, type Model } from './model';
+import { isAtRest, type Model } from './model';
 import { now, percent, plain } from './words';
 
 export const WAITING = new Set(['queued', 'retrying']);
@@ -170,10 +170,11 @@ export function IconButton(props: {
   );
 }
 
-/** Seconds a run has taken until `time`. */
+/** Seconds a run has taken until `time`, or until its end; null if nobody knows when that was. */
 export function took(
   run: { state: string; created_at: number; finished_at?: number | null },
   time: number
-): number {
-  return (isOver(run.state) ? (run.finished_at ?? time) : time) - run.created_at;
+): number | null {
+  const end = isAtRest(run.state) ? (run.finished_at ?? null) : time;
+  return end === null ? null : end - run.created_at;
 }

@@ -8,7 +8,7 @@ import * as React from 'react';
 import { Activity, type Line } from './activity';
 import { type BoxGlance, type RunRecord, type StageRecord, Trouble } from './client';
 import { pauseIcon, voidboxIcon } from './icons';
-import { isOver, type Model } from './model';
+import { isAtRest, isOver, type Model } from './model';
 import type { Deeds } from './panel';
 import { Badge, Dot, IconButton, Sentence, Spark, took, useModel, useNow } from './parts';
 import * as words from './words';
@@ -76,9 +76,10 @@ function Run(props: {
   const { id, deeds, model } = props;
   const visible = useShown(props.shown);
   const [record, trouble] = useRecord(id, model, visible);
-  const lines = useActivity(id, model, visible && record !== null);
-  const live = record !== null && !isOver(record.state);
-  const time = useNow(live);
+  const over = record !== null && isOver(record.state);
+  const rests = record !== null && isAtRest(record.state);
+  const lines = useActivity(id, model, visible && record !== null, rests);
+  const time = useNow(record !== null && !rests);
   React.useEffect(() => {
     if (record) {
       props.onTitle(titleOf(record));
@@ -100,6 +101,8 @@ function Run(props: {
     stages.some(s => s.unpriced),
     sources
   );
+  const seconds = took(record, time);
+  const facts = [...(seconds === null ? [] : [words.seconds(seconds)]), words.count(sum(tokensOf), 'token'), usd];
   return (
     <>
       <header className="vbl-run-header" data-state={record.state}>
@@ -107,21 +110,17 @@ function Run(props: {
         <h2>{titleOf(record)}</h2>
         <span className="vbl-id">{id}</span>
         <span className="vbl-state">{record.state}</span>
-        <span className="vbl-dim">
-          {[words.seconds(took(record, time)), words.count(sum(tokensOf), 'token'), usd].join(' · ')}
-        </span>
+        <span className="vbl-dim">{facts.join(' · ')}</span>
         <div className="vbl-buttons" role="group" aria-label="Actions">
           <IconButton icon={addBelowIcon} label="Show in the notebook" onClick={() => deeds.attach(id)} />
-          {!live && (
-            <IconButton icon={refreshIcon} label="Retry in the notebook" onClick={() => deeds.retry(id)} />
-          )}
+          {over && <IconButton icon={refreshIcon} label="Retry in the notebook" onClick={() => deeds.retry(id)} />}
           {(record.state === 'running' || record.state === 'queued') && (
             <IconButton icon={pauseIcon} label="Pause" onClick={() => deeds.act(id, 'pause')} />
           )}
           {(record.state === 'paused' || record.state === 'interrupted') && (
             <IconButton icon={runIcon} label="Resume" onClick={() => deeds.act(id, 'resume')} />
           )}
-          {live && <IconButton icon={stopIcon} danger label="Cancel" onClick={() => deeds.act(id, 'cancel')} />}
+          {!over && <IconButton icon={stopIcon} danger label="Cancel" onClick={() => deeds.act(id, 'cancel')} />}
         </div>
       </header>
       {trouble && (
@@ -138,7 +137,8 @@ function Run(props: {
         {record.spec.stages.slice(0, MAX_STAGES).map(({ box, needs }) => {
           const stage = record.stages?.[box.name];
           const glance = boxes.find(b => b.stage === box.name);
-          return stage && <Stage key={box.name} stage={stage} needs={needs ?? []} box={glance} time={time} />;
+          const now = rests ? null : time;
+          return stage && <Stage key={box.name} stage={stage} needs={needs ?? []} box={glance} time={now} />;
         })}
         {stages.length > MAX_STAGES && (
           <li className="vbl-dim">
@@ -151,11 +151,12 @@ function Run(props: {
   );
 }
 
-function Stage(props: { stage: StageRecord; needs: string[]; box?: BoxGlance; time: number }): JSX.Element {
+function Stage(props: { stage: StageRecord; needs: string[]; box?: BoxGlance; time: number | null }): JSX.Element {
   const { stage, box } = props;
   const from = stage.started_at;
+  const end = stage.finished_at ?? props.time;
   const facts = [
-    ...(from ? [words.seconds((stage.finished_at ?? props.time) - from)] : []),
+    ...(from && end !== null ? [words.seconds(end - from)] : []),
     ...(stage.model ? [stage.model] : []),
     ...(tokensOf(stage) ? [words.count(tokensOf(stage), 'token')] : []),
     ...(stage.turns ? [words.cost(stage.cost_usd ?? 0, stage.unpriced, [stage.model_source ?? ''])] : []),
@@ -191,10 +192,12 @@ function Stage(props: { stage: StageRecord; needs: string[]; box?: BoxGlance; ti
       {stage.output && (
         <details open={stage.output.length < 2000}>
           <summary>answer</summary>
-          <pre tabIndex={0}>{stage.output}</pre>
+          <pre tabIndex={0}>{words.plain(stage.output)}</pre>
         </details>
       )}
-      {files.length > 0 && <div className="vbl-dim">output files: {files.slice(0, 20).join(', ')}</div>}
+      {files.length > 0 && (
+        <div className="vbl-dim">output files: {words.plain(files.slice(0, 20).join(', '))}</div>
+      )}
     </li>
   );
 }
@@ -257,15 +260,19 @@ function useShown(shown: Signal<RunTab, boolean>): boolean {
   return visible;
 }
 
-/** The record of a run, read again whenever the overview has been, until it is over. */
+/**
+ * The record of a run, read again whenever the overview has been. That is use of the daemon, which keeps it: of a run
+ * that rests or is gone, it is done only when the overview has it in another state, or something was done from here.
+ */
 function useRecord(id: string, model: Model, visible: boolean): [RunRecord | null, Trouble | null] {
   const [record, set] = React.useState<RunRecord | null>(null);
   const [trouble, setTrouble] = React.useState<Trouble | null>(null);
-  const { overview } = useModel(model);
-  const over = record !== null && isOver(record.state);
+  const { acted, overview } = useModel(model);
+  const seen = model.find(id)?.state;
+  const quiet = trouble ? trouble.cause === 'unknown-run' : record !== null && isAtRest(record.state);
   React.useEffect(() => {
     let wanted = true;
-    if (visible && !over) {
+    if (visible) {
       model.client.run(id).then(
         found => wanted && (set(found), setTrouble(null)),
         error => wanted && setTrouble(error instanceof Trouble ? error : new Trouble(String(error), ''))
@@ -274,18 +281,28 @@ function useRecord(id: string, model: Model, visible: boolean): [RunRecord | nul
     return () => {
       wanted = false;
     };
-  }, [id, visible, over, overview, model.trouble]);
+  }, [id, visible, acted, seen, quiet || overview, quiet || model.trouble]);
   return [record, trouble];
 }
 
-function useActivity(id: string, model: Model, follow: boolean): Line[] {
+/** The latest of a run while it is to `follow`, begun anew when it no longer `rests`. */
+function useActivity(id: string, model: Model, follow: boolean, rests: boolean): Line[] {
   const [lines, show] = React.useState<Line[]>([]);
+  const [rested, setRested] = React.useState(rests);
+  const [resumed, count] = React.useReducer((n: number) => n + 1, 0);
+  if (rests !== rested) {
+    setRested(rests);
+    // Not at its end as well: there may be more lines here than the stream tells again.
+    if (!rests) {
+      count();
+    }
+  }
   React.useEffect(() => {
     if (!follow) {
       return;
     }
     const activity = new Activity(model.client, id, show);
     return () => activity.close();
-  }, [id, follow]);
+  }, [id, follow, resumed]);
   return lines;
 }

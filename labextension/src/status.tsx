@@ -3,7 +3,7 @@
 import { ReactWidget } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
-import { isOver, type Model } from './model';
+import { isAtRest, type Model } from './model';
 import { Dot, useModel } from './parts';
 import * as words from './words';
 
@@ -27,7 +27,7 @@ function Cost({ model, reveal }: { model: Model; reveal: () => unknown }): JSX.E
     return null;
   }
   const { spent } = overview;
-  const live = trouble ? 0 : overview.runs.filter(run => !isOver(run.state)).length;
+  const live = trouble ? 0 : overview.runs.filter(run => !isAtRest(run.state)).length;
   const figure = words.dollars(spent.cost_usd) + (spent.unpriced ? ' + unpriced' : '');
   const title = `voidbox today: ${figure}, ${words.count(spent.runs, 'run')}, ${words.count(spent.tokens, 'token')}`;
   return (

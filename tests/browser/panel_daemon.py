@@ -13,6 +13,7 @@ import anyio
 
 from tests.daemon.doubles import FakeBackend
 from tests.engine.doubles import SAMPLE, FakeBox, FakeExit, FakeSession, says
+from voidbox_lab.box.bundles import Packed
 from voidbox_lab.daemon.serve import main
 from voidbox_lab.engine import StageJob
 from voidbox_lab.settings import Settings
@@ -23,6 +24,8 @@ CALL = ModelCall(
     request="r", model="m", source="live", status=200, tokens=Tokens(input=900, output=100), cost_usd=0.0123,
     duration_s=0.1,
 )  # fmt: skip
+DECEIVING = "\u202ecod.exe\u2066\x7f"
+"""A name that is shown as another, unless what turns it round is left out."""
 
 
 async def busy(interval_s: float = 1.0) -> AsyncIterator[Telemetry]:
@@ -41,11 +44,12 @@ class PanelBackend(FakeBackend):
     def __init__(self, tasks: Any) -> None:
         super().__init__(tasks)
         self.session = self._metered
+        self.leaves["hostile"] = [Packed("file", DECEIVING, False, b"", True)]
 
     def play(self, name: str) -> Sequence[tuple[str, Any]]:
         if name.startswith("hostile"):
             text = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-            return says(text, result=text)
+            return says(text + DECEIVING, result=text + DECEIVING)
         if name.startswith("broken"):
             return [("exit", FakeExit(code=3))]
         return super().play(name)

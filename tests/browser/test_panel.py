@@ -4,16 +4,20 @@ whose boxes are doubles."""
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
+from tests.browser.panel_daemon import DECEIVING
 from voidbox_lab.client import Client
 from voidbox_lab.client.launch import probe
 from voidbox_lab.errors import ProviderError
@@ -24,6 +28,8 @@ from voidbox_lab.widgets.display import RUN_MIME
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 CENT = "$0.0123"
+TURNS = re.compile("[\x7f\u202a-\u202e\u2066-\u2069]")
+"""What makes text read other than it is."""
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +43,26 @@ def daemon(lab_env: dict[str, str]) -> Iterator[Client]:
     settings = Settings.from_env(os.environ | lab_env).prepare()
     for file in settings.data.glob("runs.sqlite*"):
         file.unlink()
+    with serving(lab_env), Client(settings, start=False, env={}) as client:
+        yield client
+
+
+@contextmanager
+def serving(lab_env: dict[str, str]) -> Iterator[None]:
+    """A daemon over the store that there is."""
+    settings = Settings.from_env(os.environ | lab_env)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.browser.panel_daemon"],
         env=os.environ | lab_env | {"PYTHONPATH": str(ROOT)},
         cwd=ROOT,
     )
-    deadline = time.monotonic() + 60
-    while probe(settings) is None:
-        assert process.poll() is None, "the daemon ended at once"
-        assert time.monotonic() < deadline, "the daemon did not answer within 60 s"
-        time.sleep(0.1)
     try:
-        with Client(settings, start=False, env={}) as client:
-            yield client
+        deadline = time.monotonic() + 60
+        while probe(settings) is None:
+            assert process.poll() is None, "the daemon ended at once"
+            assert time.monotonic() < deadline, "the daemon did not answer within 60 s"
+            time.sleep(0.1)
+        yield
     finally:
         process.terminate()
         process.wait(60)
@@ -83,6 +96,12 @@ def in_lab(page: Any, lab: Any, *, panel: bool = True) -> Any:
 def dark(page: Any) -> None:
     page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+
+
+def looked(page: Any, times: int = 3) -> None:
+    """Wait until JupyterLab has asked for the overview so often again."""
+    for _ in range(times):
+        page.wait_for_event("response", lambda response: "/voidbox/api/overview" in response.url)
 
 
 def test_a_run_appears_and_is_cancelled(lab: Any, daemon: Client, page: Any, shots: Any) -> None:
@@ -148,6 +167,11 @@ def test_a_run_in_a_tab(lab: Any, daemon: Client, page: Any, shots: Any) -> None
     tab.locator(".vbl-stage[data-stage=slow-quant] .vbl-spark").first.wait_for()
     assert tab.locator("img, script").count() == 0
     assert "owned" not in page.title()
+    hostile = daemon.run(run).stages["hostile"]
+    assert DECEIVING in (hostile.output or "")
+    assert DECEIVING in hostile.files
+    tab.get_by_text("output files: cod.exe").wait_for()
+    assert not TURNS.search(tab.text_content())
     page.wait_for_timeout(3000)
     shots(page, "run-tab")
     # The tab is there again after a reload of the page, and goes on.
@@ -158,6 +182,53 @@ def test_a_run_in_a_tab(lab: Any, daemon: Client, page: Any, shots: Any) -> None
     assert tab.get_by_role("button", name="Cancel").count() == 0
     dark(page)
     shots(page, "run-tab-over-dark")
+
+
+def test_a_run_whose_daemon_died_rests_until_it_is_resumed(
+    lab: Any, lab_env: dict[str, str], daemon: Client, page: Any, shots: Any
+) -> None:
+    """It is not in progress, its tab asks for nothing that would keep a daemon, and is live again with the run."""
+    run = daemon.submit(pipeline("one", "slow", name="orphan")).id
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    panel = in_lab(page, lab)
+    row = panel.locator(f".vbl-run[data-run={run}]")
+    row.and_(page.locator("[data-state=running]")).get_by_text("slow").wait_for()
+    page.locator(".vbl-status").get_by_text("1 run ·").wait_for()
+    row.get_by_role("button", name="Open orphan").last.click()
+    tab = page.locator(".vbl-tab")
+    begun = tab.get_by_role("log").get_by_text("begun")
+    begun.wait_for()
+    os.kill(daemon.health().pid, signal.SIGKILL)
+    with serving(lab_env):
+        row.and_(page.locator("[data-state=interrupted]")).wait_for()
+        panel.get_by_text("Nothing runs.").wait_for()
+        assert row.locator(".vbl-time").inner_text() == ""
+        tab.locator(".vbl-run-header[data-state=interrupted]").wait_for()
+        looked(page)
+        assert "run" not in page.locator(".vbl-status").inner_text()
+        before = [url for url in asked if run in url]
+        shots(page, "interrupted")
+        looked(page)
+        assert [url for url in asked if run in url] == before, "a run at rest is asked for"
+
+        tab.get_by_role("button", name="Resume").click()
+        tab.locator(".vbl-run-header[data-state=running]").wait_for()
+        begun.nth(1).wait_for()
+        # In a tab that has the interruption from the run's history as well.
+        page.goto(f"{lab.url}/lab?token={lab.token}")
+        begun.nth(1).wait_for()
+        daemon.cancel(run)
+        tab.get_by_role("log").get_by_text("cancelled").first.wait_for()
+        row.and_(page.locator("[data-state=cancelled]")).wait_for()
+
+        daemon.forget(run)
+        row.wait_for(state="detached")
+        tab.get_by_text("There is no run").wait_for()
+        looked(page)
+        before = [url for url in asked if run in url]
+        looked(page)
+        assert [url for url in asked if run in url] == before, "a run that is gone is asked for"
 
 
 def test_a_run_is_shown_in_the_notebook_in_front(
@@ -223,12 +294,13 @@ def test_somebody_elses_notebook_shows_its_runs_without_a_kernel(lab: Any, page:
     stage = {
         "state": "succeeded", "isolation": "kvm", "model_source": "live", "model": "anthropic:claude-sonnet-4-5",
         "tokens": 18_204, "cost_usd": 0.0712, "duration_s": 48.2, "denied": 1,
-        "output": "AMZN did best.\n<img src=x onerror=\"document.title='owned'\">",
+        "output": f"AMZN did best.\n<img src=x onerror=\"document.title='owned'\">{DECEIVING}",
     }  # fmt: skip
-    bad = {"state": "failed", "isolation": ["x"], "tokens": "many", "trouble": {"message": "<b>It broke.</b>"}}
+    trouble = {"message": f"<b>It broke.</b>{DECEIVING}"}
+    bad = {"state": "failed", "isolation": ["x"], "tokens": "many", "trouble": trouble}
     facts = {
         "version": 1, "run": "run-0123456789ab", "state": "failed",
-        "stages": {"analyst": stage, "<i>odd</i>": bad, "list": [], "none": None},
+        "stages": {"analyst": stage, f"<i>odd</i>{DECEIVING}": bad, "list": [], "none": None},
     }  # fmt: skip
     html = "<div class='vbx'>frozen<script>document.title='owned'</script></div>"
     url = saved(lab, "theirs.ipynb", {RUN_MIME: facts, "text/html": html, "text/plain": "run"})
@@ -238,6 +310,8 @@ def test_somebody_elses_notebook_shows_its_runs_without_a_kernel(lab: Any, page:
     card.get_by_text("18,204 tokens").wait_for()
     card.get_by_text("<b>It broke.</b>").wait_for()
     assert card.locator(".vbl-stage").count() == 4
+    assert card.get_by_text("cod.exe").count() == 3
+    assert not TURNS.search(card.text_content())
     assert page.locator(".vbl-output img, .vbl-output b, .vbl-output .vbx").count() == 0
     assert "owned" not in page.title()
     shots(page, "saved-untrusted")
