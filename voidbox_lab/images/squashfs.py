@@ -69,8 +69,9 @@ def from_tar(
     """Write a squashfs file to `target` (replaced if there) of what `write` adds to a tar archive, as that says.
 
     Owners, modes, times, devices and extended attributes (pax headers ``SCHILY.xattr.NAME``) are kept; directories
-    must come before what is in them. The file system's root is root's, mode 0755. `newest`, in seconds, is the
-    time of the newest file, and the root's.
+    must come before what is in them. The file system's root has mode 0755 and should be root's, but sqfstar 4.5
+    gives it to who runs it, which shows only where a layer is mounted by itself, read-only. `newest`, in seconds,
+    is the time of the newest file, and the root's.
 
     Raises:
         Unavailable: squashfs-tools are missing, or older than 4.5.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import subprocess
 import tarfile
 import tracemalloc
@@ -90,7 +91,8 @@ def test_what_a_file_is_stays(shop: Shop, seen: Seen) -> None:
         )
     )
     found = seen(layer)
-    assert found[""].startswith("drwxr-xr-x 0/0")
+    # sqfstar 4.5 gives its root to whoever runs it, whatever it is told.
+    assert found[""].startswith(("drwxr-xr-x 0/0", f"drwxr-xr-x {os.getuid()}/{os.getgid()}"))
     assert found["opt"].startswith("drwxr-x--- 7/8")
     assert found["opt/a"] == found["opt/b"] == "-rwxr-xr-x 12345678/3000000000 5"
     assert found["opt/c"] == found["opt/d"] == "lrwxrwxrwx 0/0 19 -> ../../../etc/passwd"
@@ -105,11 +107,11 @@ def test_what_a_file_is_stays(shop: Shop, seen: Seen) -> None:
     assert b"1970-01-02 00:00 squashfs-root/opt/a" in times
 
 
-def test_what_hides_others_becomes_overlayfs_s(shop: Shop, seen: Seen, tmp_path: Path) -> None:
-    """A whiteout is a device 0:0, an opaque directory an attribute; what an image says of these is lost."""
+def hiding(shop: Shop) -> Path:
+    """A layer that hides things, and says things that only we may."""
     evil = entry("evil", type=tarfile.DIRTYPE, mode=0o755)
     evil[0].pax_headers = {"SCHILY.xattr.trusted.overlay.redirect": "/etc", "SCHILY.xattr.user.x": "y"}
-    layer = shop.make(
+    return shop.make(
         shop.of(
             folder("etc"),
             entry("etc/.wh.gone"),
@@ -128,10 +130,22 @@ def test_what_hides_others_becomes_overlayfs_s(shop: Shop, seen: Seen, tmp_path:
             evil,
         )
     )
-    found = seen(layer)
+
+
+def test_what_hides_others_becomes_overlayfs_s(shop: Shop, seen: Seen) -> None:
+    """A whiteout is a device 0:0; other devices of an image are lost."""
+    found = seen(hiding(shop))
     assert set(found) == {"", "again", "data", "data/new", "etc", "etc/gone", "evil", "file"}
     assert found["etc/gone"] == "c--------- 0/0 0, 0"
-    said = attributes(layer, tmp_path / "out").split("# file: ")[1:]
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0,
+    reason="not root, who alone can unpack trusted attributes (xattr(7)); run as root to see them",
+)
+def test_an_opaque_directory_has_overlayfs_s_attribute(shop: Shop, tmp_path: Path) -> None:
+    """And no other attribute of an image gets there."""
+    said = attributes(hiding(shop), tmp_path / "out").split("# file: ")[1:]
     assert sorted(s.split() for s in said) == [
         ["again", 'trusted.overlay.opaque="y"'],
         ["data", 'trusted.overlay.opaque="y"'],
