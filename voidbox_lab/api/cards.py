@@ -62,7 +62,7 @@ def run_card(record: RunRecord) -> Card:
     took = record.finished_at - record.created_at if record.finished_at is not None else None
     facts = (
         ("name", record.spec.name or ""),
-        ("cost", _dollars(record.cost_usd)),
+        ("cost", dollars(record.cost_usd)),
         ("budget", str(record.spec.budget) if record.spec.budget else ""),
         ("took", f"{took:.1f} s" if took is not None else ""),
         ("result", record.result or ""),
@@ -85,14 +85,10 @@ def _row(stage: StageRecord) -> tuple[str, ...]:
         stage.box.isolation.upper() if stage.box else "",
         " · ".join(filter(None, (stage.model, source))),
         f"{stage.tokens.total:,}" if used else "",
-        _dollars(stage.cost_usd) if used else "",
+        dollars(stage.cost_usd) if used else "",
         f"{stage.duration_s:.1f}" if stage.duration_s is not None else "",
     )
 
 
 def _note(stage: StageRecord) -> str:
     return f"{stage.state}, cached" if stage.cached else stage.state
-
-
-def _dollars(usd: float | None) -> str:
-    return "unpriced" if usd is None else dollars(usd)

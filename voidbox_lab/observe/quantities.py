@@ -29,15 +29,15 @@ def tokens(t: Tokens) -> str:
 
 def cost(usd: float | None, sources: set[str | None]) -> str:
     """Dollars; ``unpriced`` where a price is missing; ``no cost`` where no model was asked."""
-    if usd is None:
-        return "unpriced"
     if usd == 0 and sources <= {"scripted", None}:
         return "no cost"
     return dollars(usd)
 
 
-def dollars(usd: float) -> str:
-    """``$1.25``, ``$0.0031``, ``<$0.0001``."""
+def dollars(usd: float | None) -> str:
+    """``$1.25``, ``$0.0031``, ``<$0.0001``; ``unpriced`` for None."""
+    if usd is None:
+        return "unpriced"
     if usd == 0:
         return "$0"
     return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}" if usd >= 0.0001 else "<$0.0001"

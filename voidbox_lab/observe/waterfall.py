@@ -79,9 +79,7 @@ def _shown(children: dict[str | None, list[Span]], most: int) -> set[str]:
 def _row(span: Span, depth: int, left: float, width: float) -> Row:
     facts = []
     if span.usage is not None:
-        usage = span.usage
-        cost = "unpriced" if usage.cost_usd is None else dollars(usage.cost_usd)
-        facts = [count(usage.tokens.total, "token"), cost]
+        facts = [count(span.usage.tokens.total, "token"), dollars(span.usage.cost_usd)]
     kind = span.attributes.get(c.ERROR_TYPE)
     why = ": ".join(str(part) for part in (kind, span.message) if part)
     return Row(
