@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import nbformat
 import pytest
 
+from tests.ports import free_port
 from voidbox_lab import images
 from voidbox_lab.client import Client
 from voidbox_lab.client.keys import is_key
@@ -80,13 +80,6 @@ def chromium() -> str:
         if path:
             return path
     pytest.skip("no chromium on this machine; install the package 'chromium'")
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

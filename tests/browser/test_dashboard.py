@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.browser.conftest import ROOT, await_server, free_port
+from tests.browser.conftest import ROOT, await_server
 from tests.cli.conftest import Place, home, spec  # noqa: F401 - home is a fixture
+from tests.ports import free_port
 from tests.widgets.dashboards.conftest import RUNS, served, stored  # noqa: F401 - fixtures
 from voidbox_lab.spec.events import RunChanged, StageChanged
 from voidbox_lab.spec.run import Trouble

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,7 @@ import httpx
 import pytest
 
 from tests.daemon.conftest import far, house
+from tests.ports import free_port
 from voidbox_lab.settings import Settings
 
 __all__ = ["clean", "far", "house", "jupyter", "settings"]
@@ -50,9 +50,7 @@ async def jupyter(settings: Settings, tmp_path_factory: pytest.TempPathFactory) 
     """Its `url`, `token`, and `http`, a client with the token."""
     tmp_path = tmp_path_factory.mktemp("jupyter")
     token = secrets.token_hex(16)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     env = os.environ | {
         "VOIDBOX_HOME": str(settings.data.parent),
         "JUPYTER_TOKEN": token,

@@ -19,6 +19,7 @@ from tests.daemon.conftest import settings
 from tests.engine.doubles import says
 from tests.engine.lab import box, chain
 from tests.observe.daemons import MODEL, backend, daemon, meter, ran
+from tests.ports import free_port
 from voidbox_lab.settings import Settings
 from voidbox_lab.spec import RunSpec, Stage
 
@@ -27,12 +28,6 @@ __all__ = ["settings"]
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("at_once")]
 WAIT_S = 60.0
 """It takes a second to start, and fetches five times a second."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tests.ports import free_port
+
 GIT = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": os.devnull,
@@ -178,9 +180,7 @@ def dripping(beginning: bytes, every_s: float = 0.1) -> Iterator[str]:
 @contextmanager
 def git_daemon(root: Path) -> Iterator[str]:
     """git-daemon(1) for all below `root`: its base URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = ["git", "daemon", f"--port={port}", "--listen=127.0.0.1", "--reuseaddr", "--export-all"]
     process = subprocess.Popen(
         [*words, f"--base-path={root}", str(root)], env=GIT, stderr=subprocess.DEVNULL, start_new_session=True

@@ -73,11 +73,3 @@ class Server:
         if self._process and self._process.poll() is None:
             self.signal(signal.SIGKILL)
         shutil.rmtree(self.home)
-
-
-def free_port() -> int:
-    """A TCP port that is free on the loopback device."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

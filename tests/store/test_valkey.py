@@ -12,8 +12,9 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.ports import free_port
 from tests.store.conformance import Place, StoreContract, end, run_spec, text
-from tests.store.servers import Server, free_port
+from tests.store.servers import Server
 from voidbox_lab.errors import LimitExceeded, ProviderError, UserError
 from voidbox_lab.store import Entry, open_store, valkey_link
 from voidbox_lab.store import valkey as module

@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tarfile
 import threading
@@ -23,6 +22,8 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+
+from tests.ports import free_port
 
 OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."
@@ -175,9 +176,7 @@ def registry(directory: Path, *, password: bool = False) -> Iterator[Registry]:
     """Debian's docker-registry on a loopback port, with its data in `directory`."""
     program = shutil.which("docker-registry")
     assert program, "docker-registry is not installed; run scripts/setup --dev"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     directory.mkdir(parents=True)
     settings: dict[str, Any] = {
         "version": "0.1",
