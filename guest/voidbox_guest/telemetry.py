@@ -65,6 +65,7 @@ class Sampler:
         disk = os.statvfs("/")
         unit = disk.f_frsize // 1024
         read, written = _disk()
+        received, sent = _network()
         top, count = self._top(uptime)
         memory_total = memory[b"MemTotal"]
         return {
@@ -76,8 +77,8 @@ class Sampler:
             "disk_used_kb": (disk.f_blocks - disk.f_bfree) * unit,
             "disk_read_bytes": read,
             "disk_write_bytes": written,
-            "net_rx_bytes": self._carried[0],
-            "net_tx_bytes": self._carried[1],
+            "net_rx_bytes": received + self._carried[0],
+            "net_tx_bytes": sent + self._carried[1],
             "processes": count,
             "uptime_s": uptime,
             "top": top,
@@ -126,6 +127,18 @@ def _disk() -> tuple[int, int]:
             read += int(fields[5]) * SECTOR
             written += int(fields[9]) * SECTOR
     return read, written
+
+
+def _network() -> tuple[int, int]:
+    """Bytes received and sent on every interface but loopback."""
+    received = sent = 0
+    for line in _read("/proc/net/dev").splitlines()[2:]:
+        name, _, counters = line.partition(b":")
+        if name.strip() != b"lo":
+            fields = counters.split()
+            received += int(fields[0])
+            sent += int(fields[8])
+    return received, sent
 
 
 class Telemetry:
